@@ -1,0 +1,37 @@
+"""Every error the library raises on purpose.
+
+All derive from `WeightspaceError`; the command line prints one as a single line and exits with 2.
+A message says what was needed, what was found (with its name and value), and what to do.
+"""
+
+
+class WeightspaceError(Exception):
+    """Base of all errors raised on purpose; its text is one line that a user can act on."""
+
+
+class CheckpointError(WeightspaceError):
+    """A file is missing, broken, unsafe or not a checkpoint."""
+
+
+class ArchitectureError(WeightspaceError):
+    """The network cannot be told from what was given; the message names the flag that settles it."""
+
+
+class UnsupportedOperationError(WeightspaceError):
+    """An analysis met an operation it has no rule for; the message names it and its place."""
+
+
+class ShapeError(WeightspaceError, ValueError):
+    """Two shapes that must agree do not, or a tensor has the wrong number of axes."""
+
+
+class NonFiniteError(WeightspaceError, ValueError):
+    """A weight is NaN or infinite where the analysis needs finite numbers."""
+
+
+class OutputError(WeightspaceError):
+    """A result cannot be written."""
+
+
+class MissingDependencyError(WeightspaceError, ImportError):
+    """An optional package is needed; the message gives the install command."""

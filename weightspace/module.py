@@ -1,0 +1,99 @@
+"""Run a `Network`: the interpreter behind `Network.to_module`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ShapeError
+from weightspace.operations import Input
+
+if TYPE_CHECKING:
+    from weightspace.network import Network
+
+
+class NetworkModule(nn.Module):
+    """An `nn.Module` that evaluates a network node by node.
+
+    Its state dict has the parameter names of the network; tracing it gives an equal network.
+    """
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+        self._tensors: dict[str, tuple[nn.Module, str]] = {}
+        for name, tensor in network.parameters.items():
+            self._tensors[name] = self._register(name, tensor.clone(), name not in network.buffers)
+        for alias, name in network.aliases.items():
+            owner, leaf = self._tensors[name]
+            self._place(alias, getattr(owner, leaf))
+        last_use = {name: node.name for node in network.nodes for name in node.inputs}
+        self._finished: dict[str, list[str]] = {}
+        for name, user in last_use.items():
+            if name not in network.outputs:
+                self._finished.setdefault(user, []).append(name)
+        self.eval()
+
+    def _register(self, name: str, tensor: Tensor, trained: bool) -> tuple[nn.Module, str]:
+        trained = trained and (tensor.is_floating_point() or tensor.is_complex())
+        return self._place(name, nn.Parameter(tensor) if trained else tensor)
+
+    def _place(self, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
+        """Put a tensor under its dotted name, creating the modules in between."""
+        *path, leaf = name.split(".")
+        owner: nn.Module = self
+        for part in path:
+            part = part or "_"
+            if part not in owner._modules:
+                owner.register_module(part, nn.Module())
+            owner = owner._modules[part]  # type: ignore[assignment]
+        leaf = leaf or "_"
+        if hasattr(owner, leaf):  # a name such as "network" or "forward", which nn.Module already uses
+            leaf = leaf + "_"
+        if isinstance(tensor, nn.Parameter):
+            owner.register_parameter(leaf, tensor)
+        else:
+            owner.register_buffer(leaf, tensor)
+        return owner, leaf
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the module's own tensor for a parameter of the network."""
+        owner, leaf = self._tensors[name]
+        return getattr(owner, leaf)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """Evaluate; one tensor for one output, a tuple for several."""
+        outputs = self.values(*inputs, only=self.network.outputs)
+        results = tuple(outputs[name] for name in self.network.outputs)
+        return results[0] if len(results) == 1 else results
+
+    def values(self, *inputs: Tensor, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """Return every node's value by name (with `only`, values that are no longer needed are dropped).
+
+        Raises:
+            ShapeError: wrong number of inputs.
+            UnsupportedOperationError: an opaque operation that cannot be run.
+        """
+        expected = self.network.inputs
+        if len(inputs) != len(expected):
+            raise ShapeError(f"the network takes {len(expected)} inputs ({[n.name for n in expected]}); got {len(inputs)}")
+        feeds = {node.name: tensor for node, tensor in zip(expected, inputs, strict=True)}
+        values: dict[str, Any] = {}
+        for node in self.network.nodes:
+            if isinstance(node.operation, Input):
+                values[node.name] = feeds[node.name]
+                continue
+            weights = {role: self.tensor(name) for role, name in node.operation.parameters.items()}
+            values[node.name] = node.operation.evaluate(tuple(values[name] for name in node.inputs), weights)
+            if only is not None:
+                for name in self._finished.get(node.name, ()):
+                    values.pop(name, None)
+        return values
+
+
+def run(network: Network, *inputs: Tensor) -> Any:
+    """Evaluate the network once, without gradients."""
+    with torch.no_grad():
+        return network.to_module()(*inputs)

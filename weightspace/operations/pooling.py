@@ -1,0 +1,50 @@
+"""Pooling over the trailing spatial axes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+
+from weightspace.operations.base import Operation
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxPool(Operation):
+    """Largest value of each window."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    ceil: bool = False
+
+    def evaluate(self, inputs, weights):
+        function = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(self.kernel) - 1]
+        return function(inputs[0], self.kernel, self.stride, self.padding, self.dilation, self.ceil)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AveragePool(Operation):
+    """Mean of each window."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    ceil: bool = False
+    count_padding: bool = True
+
+    def evaluate(self, inputs, weights):
+        function = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(self.kernel) - 1]
+        return function(inputs[0], self.kernel, self.stride, self.padding, self.ceil, self.count_padding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveAveragePool(Operation):
+    """Mean over windows chosen so that the output has the spatial shape `size`; all ones is the global mean."""
+
+    size: tuple[int, ...]
+
+    def evaluate(self, inputs, weights):
+        function = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(self.size) - 1]
+        return function(inputs[0], self.size)
