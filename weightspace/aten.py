@@ -226,7 +226,7 @@ class AtenReader:
             self.dtype(arguments["self"]) if "self" in arguments else torch.get_default_dtype()
         )
         scalar = torch.full([1] * len(size), fill, dtype=dtype)
-        shape = tuple(-1 if isinstance(n, Symbol) else n for n in size)
+        shape = tuple(-1 if isinstance(n, Symbol) or n == 1 else n for n in size)
         return self.add(Expand(shape=shape, batch_axis=moving[0]), scalar, self.batch_source())
 
     def batch_source(self) -> Value:

@@ -1,0 +1,106 @@
+"""What a network is: reading, tracing, symmetry, alignment, merging, encodings, reports."""
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from weightspace.errors import (
+        ArchitectureError as ArchitectureError,
+        CheckpointError as CheckpointError,
+        MissingDependencyError as MissingDependencyError,
+        NonFiniteError as NonFiniteError,
+        OutputError as OutputError,
+        ShapeError as ShapeError,
+        UnsupportedOperationError as UnsupportedOperationError,
+        WeightspaceError as WeightspaceError,
+    )
+    from weightspace.graph import ParameterGraph as ParameterGraph, encode as encode
+    from weightspace.inspection import Inspection as Inspection, inspect as inspect
+    from weightspace.matching import (
+        Alignment as Alignment,
+        WeightMatching as WeightMatching,
+        align as align,
+    )
+    from weightspace.network import Network as Network
+    from weightspace.paths import Barrier as Barrier, barrier as barrier
+    from weightspace.reading import read as read
+    from weightspace.symmetry_spec import SymmetrySpec as SymmetrySpec, symmetry as symmetry
+    from weightspace.tracing import trace as trace
+
+    __version__: str
+
+_EXPORTS = {
+    "Alignment": "weightspace.matching",
+    "ArchitectureError": "weightspace.errors",
+    "Barrier": "weightspace.paths",
+    "CheckpointError": "weightspace.errors",
+    "Inspection": "weightspace.inspection",
+    "MissingDependencyError": "weightspace.errors",
+    "Network": "weightspace.network",
+    "NonFiniteError": "weightspace.errors",
+    "OutputError": "weightspace.errors",
+    "ParameterGraph": "weightspace.graph",
+    "ShapeError": "weightspace.errors",
+    "SymmetrySpec": "weightspace.symmetry_spec",
+    "UnsupportedOperationError": "weightspace.errors",
+    "WeightMatching": "weightspace.matching",
+    "WeightspaceError": "weightspace.errors",
+    "align": "weightspace.matching",
+    "barrier": "weightspace.paths",
+    "encode": "weightspace.graph",
+    "inspect": "weightspace.inspection",
+    "read": "weightspace.reading",
+    "symmetry": "weightspace.symmetry_spec",
+    "trace": "weightspace.tracing",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value = _installed_version()
+    elif name in _EXPORTS:
+        value = getattr(import_module(_EXPORTS[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXPORTS, "__version__"})
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("weightspace")
+    except PackageNotFoundError:
+        return "0.0.0+source"
+
+
+def _require_own_kernels() -> None:
+    """Refuse to run on another project's `kernels`, which would fail later and less clearly.
+
+    The text of the package is looked at, not only its folder: two distributions installed into the
+    same place overwrite each other's `__init__.py` and keep each other's files.
+    """
+    spec = find_spec("kernels")
+    remedy = (
+        "Remedy: `pip uninstall kernels`, then `pip install --force-reinstall --no-deps weightspace`; "
+        "or start Python from a folder, and with a PYTHONPATH, that holds no other `kernels`."
+    )
+    if spec is None:
+        raise ImportError(f"weightspace needs its own package `kernels`, and none was found. {remedy}")
+    source = getattr(spec.loader, "get_source", lambda _: None)("kernels")
+    if source is None or "kernels.eigensolver" not in source:
+        found = spec.origin or ", ".join(spec.submodule_search_locations or ["an unknown place"])
+        raise ImportError(
+            f"weightspace needs its own package `kernels`, but `import kernels` finds another one at {found} "
+            f"(Hugging Face publishes a distribution of that name). {remedy}"
+        )
+
+
+_require_own_kernels()

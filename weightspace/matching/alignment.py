@@ -1,0 +1,199 @@
+"""`align`: one call, one result, for every matcher."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ArchitectureError, ShapeError
+from weightspace.network import Network, require_finite
+from weightspace.permutation import permute, permute_tensor
+from weightspace.symmetry_spec import TOLERANCE, SymmetrySpec, as_network, function_change, symmetry
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a matcher works on: the floating tensors some group moves, in float64, under the reference's names."""
+
+    spec: SymmetrySpec
+    reference: Mapping[str, Tensor]
+    model: Mapping[str, Tensor]
+
+    def objective(self, permutations: Mapping[str, Tensor]) -> float:
+        """f = sum over parameters of <A, permuted B>; maximal where ||A - permuted B|| is minimal."""
+        total = 0.0
+        for name, reference in self.reference.items():
+            moved = permute_tensor(self.model[name], self.spec.axes[name], permutations)
+            total += float((reference * moved).sum())
+        return total
+
+
+class Matcher(ABC):
+    """A strategy for `align`. Law: the objective of what it returns is at least that of the identity."""
+
+    @abstractmethod
+    def match(self, problem: Problem) -> dict[str, Tensor]:
+        """Return a gather index for every group of the spec, to be applied to the model."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The model in the reference's neuron order.
+
+    Attributes:
+        permutations: group -> gather index that was applied to the model, `new[i] = old[p[i]]`.
+        model: the aligned model, of the kind that was given (Network or nn.Module); computes the same function.
+        objective: sum of <reference, aligned> over the parameters that groups move; `objective_before` without.
+        distance: ||reference - aligned|| over the same parameters; `distance_before` without alignment.
+        function_change: max |f - f'| of model and aligned model on random inputs, relative, in float64.
+        spec: the symmetry that was used; `spec.frozen` lists what was left alone and why.
+    """
+
+    permutations: Mapping[str, Tensor]
+    model: Network | nn.Module
+    objective: float
+    objective_before: float
+    distance: float
+    distance_before: float
+    function_change: float
+    spec: SymmetrySpec = field(repr=False)
+
+    @property
+    def same_network(self) -> bool:
+        """Whether the two are one network up to neuron order: equal to float32 rounding after alignment."""
+        return self.distance <= 1e-6 * max(self.distance_before, 1e-30) or self.distance == 0.0
+
+    def to_json(self) -> str:
+        """Return everything but the model as JSON."""
+        return json.dumps(
+            {
+                "permutations": {name: index.tolist() for name, index in self.permutations.items()},
+                "objective": self.objective,
+                "objective_before": self.objective_before,
+                "distance": self.distance,
+                "distance_before": self.distance_before,
+                "function_change": self.function_change,
+                "same_network": self.same_network,
+                "frozen": [vars(entry) for entry in self.spec.frozen],
+            }
+        )
+
+
+def align(
+    reference: Network | nn.Module,
+    model: Network | nn.Module,
+    *,
+    matcher: Matcher | None = None,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+) -> Alignment:
+    """Permute the hidden units of `model` so that its weights come as close to the reference's as can be.
+
+    Minimizes ||A - P B|| over the permutation symmetries of the architecture; `matcher` says how, default
+    `WeightMatching()`. The function of the model is preserved, which is checked by running both.
+
+    Args:
+        reference, model: two networks or modules of equal structure; names may differ.
+        example_inputs: to trace modules whose first layer is not Linear.
+    Raises:
+        ShapeError: the structures differ; the message names the first difference.
+        NonFiniteError: NaN or infinite weights.
+        ArchitectureError: the network has no permutation symmetry this version understands; the reasons are listed.
+    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023).
+    """
+    from weightspace.matching.weight_matching import WeightMatching
+
+    a, b = as_network(reference, example_inputs), as_network(model, example_inputs)
+    names = corresponding_parameters(a, b)
+    require_finite(a)
+    require_finite(b)
+    spec = symmetry(a)
+    if not spec.groups:
+        reasons = "; ".join(f"{entry.place}: {entry.reason}" for entry in spec.frozen[:4])
+        raise ArchitectureError(f"nothing can be permuted in this network ({reasons or 'it has no hidden units'})")
+    moved = {name for name in spec.axes if a.parameters[name].is_floating_point() and not _is_statistic(a, name)}
+    problem = Problem(
+        spec,
+        {name: a.parameters[name].double() for name in moved},
+        {name: b.parameters[names[name]].double() for name in moved},
+    )
+    permutations = (matcher or WeightMatching()).match(problem)
+    renamed = {names[name]: axes for name, axes in spec.axes.items()}
+    aligned = permute(b, SymmetrySpec(spec.groups, renamed), permutations)
+    change = function_change(
+        b.astype(torch.float64), aligned.astype(torch.float64), torch.Generator().manual_seed(1)
+    )
+    if not change <= TOLERANCE:
+        raise ArchitectureError(f"the alignment would change the function by {change:.1e}; please report this network")
+    return Alignment(
+        MappingProxyType(permutations),
+        aligned if isinstance(model, Network) else _module(model, b, aligned),
+        problem.objective(permutations),
+        problem.objective({}),
+        _distance(problem, permutations),
+        _distance(problem, {}),
+        change,
+        spec,
+    )
+
+
+def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
+    """Return a's parameter name -> b's, node by node.
+
+    Raises:
+        ShapeError: the two networks differ in structure; the message names the first difference.
+    """
+    names: dict[str, str] = {}
+    for first, second in zip(a.nodes, b.nodes, strict=False):
+        if first.operation.kind != second.operation.kind:
+            raise ShapeError(
+                f"the networks differ: {first.operation.kind} at {first.name!r} against "
+                f"{second.operation.kind} at {second.name!r}"
+            )
+        theirs = second.operation.parameters
+        for role, name in first.operation.parameters.items():
+            if role not in theirs:
+                raise ShapeError(f"the networks differ: {first.name!r} has a {role}, {second.name!r} has none")
+            shapes = [tuple(n.parameters[key].shape) for n, key in ((a, name), (b, theirs[role]))]
+            if shapes[0] != shapes[1]:
+                raise ShapeError(
+                    f"equal widths are needed; {name!r} has shape {shapes[0]} in the reference and "
+                    f"{theirs[role]!r} {shapes[1]} in the model"
+                )
+            if names.setdefault(name, theirs[role]) != theirs[role]:
+                raise ShapeError(f"the networks differ: {name!r} is shared in the reference, not in the model")
+        if first.operation.attributes != second.operation.attributes or first.shape != second.shape:
+            raise ShapeError(f"the networks differ in the settings of {first.operation.kind} at {first.name!r}")
+    if len(a.nodes) != len(b.nodes):
+        raise ShapeError(f"the networks differ: {len(a.nodes)} operations against {len(b.nodes)}")
+    return names
+
+
+def _is_statistic(network: Network, name: str) -> bool:
+    """Running statistics move with their channel but take no part in the matching."""
+    return name in network.buffers
+
+
+def _distance(problem: Problem, permutations: Mapping[str, Tensor]) -> float:
+    total = 0.0
+    for name, reference in problem.reference.items():
+        moved = permute_tensor(problem.model[name], problem.spec.axes[name], permutations)
+        total += float((reference - moved).square().sum())
+    return total**0.5
+
+
+def _module(model: nn.Module, before: Network, after: Network) -> nn.Module:
+    """Copy the module and load the aligned parameters into it."""
+    aligned = copy.deepcopy(model)
+    state = aligned.state_dict()
+    with torch.no_grad():
+        for name, tensor in after.state_dict().items():
+            if name in state and tensor is not before.parameters.get(name):
+                state[name].copy_(tensor)
+    return aligned

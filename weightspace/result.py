@@ -1,0 +1,68 @@
+"""Writing results: every output file is written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from weightspace.errors import OutputError
+
+
+@contextmanager
+def write_atomically(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; after the block it is synced to disk and renamed to `path`.
+
+    When the block raises (a full disk, Ctrl-C), the temporary file is removed and an older file at `path`
+    stays as it was. A symbolic link is followed, so that the file it points to is replaced, not the link.
+
+    Raises:
+        OutputError: the folder is missing or not writable, `path` is a folder or a device, the disk is full.
+            Errors that are not of the file system pass through unchanged.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        found = "is not a folder" if target.parent.exists() else "does not exist"
+        raise OutputError(f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another")
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OutputError(f"cannot write {str(path)!r}: it is {kind}; name a file")
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    try:
+        # O_EXCL: never write through a file or link that somebody else put there. Mode 0o666 is cut by the umask,
+        # as for a plain open(); mkstemp would leave results that only their author can read.
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        yield temporary
+        # Opened for writing, since Windows refuses to sync a file opened for reading.
+        with open(temporary, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise OutputError(f"cannot write {str(path)!r}: {reason}; free space or name another folder") from error
+    finally:
+        with suppress(OSError):  # after a successful rename there is nothing left to remove
+            os.unlink(temporary)
+    _sync_folder(target.parent)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically (`write_atomically`).
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+    """
+    with write_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable where the system can sync a folder; it is done either way."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
