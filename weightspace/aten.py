@@ -18,6 +18,7 @@ from torch import Tensor
 from weightspace.builder import BATCHES, NetworkBuilder, item
 from weightspace.errors import ArchitectureError
 from weightspace.operations import Expand, Opaque, Permute
+from weightspace.operations.base import aten_function
 
 
 @dataclass(frozen=True)
@@ -271,10 +272,7 @@ def _leaves(value: Any) -> Sequence[Any]:
 
 def _fold(target: str, arguments: dict[str, Any]) -> Any:
     """Evaluate a call that depends on no input and no parameter."""
-    _, name, overload = target.split(".", 2)
-    function = getattr(getattr(torch.ops.aten, name), overload)
-    if function._schema.is_mutable:
-        raise NotStaticError(f"{target} writes into a constant")
+    function = aten_function(target)
     known = {argument.name: argument for argument in function._schema.arguments}
     if "device" in known:
         arguments = {**arguments, "device": torch.device("cpu")}

@@ -8,7 +8,7 @@ read by `weightspace.read`.
 from __future__ import annotations
 
 import json
-import os
+import pickle
 import re
 import struct
 import warnings
@@ -55,7 +55,7 @@ class Checkpoint:
         path: what was opened.
         metadata: text that the file carries about itself (the `__metadata__` of safetensors), else empty.
         entries: name -> shape, dtype and loader, in file order.
-        resident: the tensors live as long as the checkpoint, so that two names with one storage are tied weights.
+        resident: the tensors live as long as the checkpoint: two names with one storage are tied weights.
     """
 
     path: Path
@@ -111,7 +111,9 @@ class Checkpoint:
 
     def _entry(self, name: str) -> StoredTensor:
         if name not in self.entries:
-            raise CheckpointError(f"{self.path}: no tensor is named {name!r}; `names` lists the {len(self)} there are")
+            raise CheckpointError(
+                f"{self.path}: no tensor is named {name!r}; `names` lists the {len(self)} there are"
+            )
         return self.entries[name]
 
 
@@ -139,7 +141,8 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
             raise CheckpointError(f"{path}: this is not a regular file; save the checkpoint to a file first")
         return _open_file(path, key)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}); check the path and its permissions") from error  # fmt: skip
+        reason = error.strerror or error
+        raise CheckpointError(f"{path}: cannot be read ({reason}); check the path and permissions") from error
 
 
 def write_safetensors(
@@ -163,9 +166,13 @@ def write_safetensors(
     stored: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not isinstance(name, str) or name == "__metadata__" or not isinstance(tensor, Tensor):
-            raise OutputError(f"cannot write {str(path)!r}: {name!r} ({type(tensor).__name__}) is no named tensor")
+            raise OutputError(
+                f"cannot write {str(path)!r}: {name!r} ({type(tensor).__name__}) is no named tensor"
+            )
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-            raise OutputError(f"cannot write {str(path)!r}: tensor {name!r} is not dense; convert it with to_dense()")
+            raise OutputError(
+                f"cannot write {str(path)!r}: tensor {name!r} is not dense; convert it with to_dense()"
+            )
         tensor = tensor.detach().cpu()
         storage = tensor.untyped_storage()
         whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
@@ -178,7 +185,9 @@ def write_safetensors(
             save_file(stored, temporary, metadata=dict(metadata) if metadata else None)
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = _one_line(str(error))
-            raise OutputError(f"cannot write {str(path)!r}: {reason}; free space or convert that tensor") from error
+            raise OutputError(
+                f"cannot write {str(path)!r}: {reason}; free space or convert that tensor"
+            ) from error
 
 
 # ---- which kind ------------------------------------------------------------------------------------------
@@ -203,9 +212,13 @@ def _open_file(path: Path, key: str | None) -> Checkpoint:
         }
         known = ", ".join([".safetensors", ".safetensors.index.json", *PICKLE_SUFFIXES, ".npz"])
         remedy = remedies.get(suffix, f"convert it to one of {known}")
-        raise CheckpointError(f"{path}: files of kind {suffix or 'without suffix'!r} are not opened here; {remedy}")
+        raise CheckpointError(
+            f"{path}: files of kind {suffix or 'without suffix'!r} are not opened here; {remedy}"
+        )
     if key is not None and suffix not in PICKLE_SUFFIXES:
-        raise CheckpointError(f"{path}: `key` is {key!r}, but only PyTorch files hold several state dicts; leave it out")
+        raise CheckpointError(
+            f"{path}: `key` is {key!r}, but only PyTorch files hold several state dicts; leave it out"
+        )
     if suffix == ".safetensors":
         return Checkpoint(path, *_open_safetensors(path))
     if suffix == ".npz":
@@ -224,9 +237,11 @@ def _open_folder(folder: Path, key: str | None) -> Checkpoint:
             return _open_file(found[0], key)
         if found:
             names = ", ".join(file.name for file in found[:5]) + (", ..." if len(found) > 5 else "")
-            raise CheckpointError(f"{folder}: the folder holds {len(found)} checkpoints and no index ({names}); name one")
+            raise CheckpointError(
+                f"{folder}: the folder holds {len(found)} checkpoints and no index ({names}); name one"
+            )
     raise CheckpointError(
-        f"{folder}: the folder holds no checkpoint; it needs model.safetensors or model.safetensors.index.json"
+        f"{folder}: the folder holds no checkpoint; it needs model.safetensors or its .index.json"
     )
 
 
@@ -250,27 +265,37 @@ def _open_index(path: Path, key: str | None) -> Checkpoint:
     for shard in dict.fromkeys(weight_map.values()):
         file = _shard_path(path, shard)
         if not file.is_file():
-            raise CheckpointError(f"{path}: shard {shard!r} is missing from {str(path.parent)!r}; download all shards")
+            raise CheckpointError(
+                f"{path}: shard {shard!r} is missing from {str(path.parent)!r}; download all shards"
+            )
         opened = _open_file(file, key)
         resident = resident or opened.resident
         metadata.update(opened.metadata)
         for name, entry in opened.entries.items():
             if name in homes:
                 raise CheckpointError(
-                    f"{path}: tensor {name!r} is in two shards, {homes[name]!r} and {shard!r}; download or save again"
+                    f"{path}: tensor {name!r} is in two shards, {homes[name]!r} and {shard!r}; save again"
                 )
             homes[name], entries[name] = shard, entry
     for name, shard in weight_map.items():
         if homes.get(name) != shard:
-            raise CheckpointError(f"{path}: tensor {name!r} is not in its shard {shard!r}; download the shards again")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is not in its shard {shard!r}; download the shards again"
+            )
     return Checkpoint(path, metadata, entries, resident)
 
 
 def _shard_path(index: Path, shard: str) -> Path:
     """Return the file of a shard; it must lie below the index. A symbolic link there is the user's own."""
     spellings = (PurePosixPath(shard), PureWindowsPath(shard))
-    if not shard or "\0" in shard or any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in spellings):
-        raise CheckpointError(f"{index}: shard {shard!r} lies outside the folder of the index; do not trust this file")
+    if (
+        not shard
+        or "\0" in shard
+        or any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in spellings)
+    ):
+        raise CheckpointError(
+            f"{index}: shard {shard!r} lies outside the folder of the index; do not trust this file"
+        )
     if shard.lower().endswith(".index.json"):
         raise CheckpointError(f"{index}: shard {shard!r} is itself an index; list weight files")
     return index.parent / shard
@@ -295,13 +320,14 @@ def _open_safetensors(path: Path) -> tuple[dict[str, str], dict[str, StoredTenso
         shapes = {name: tuple(int(size) for size in header[name]["shape"]) for name in order}
         handle = safe_open(path, framework="pt")
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{path}: broken safetensors file ({_one_line(str(error))}); download or save it again") from error  # fmt: skip
+        reason = _one_line(str(error))
+        raise CheckpointError(f"{path}: broken safetensors file ({reason}); download it again") from error
     entries = {}
     for name in order:
         dtype = getattr(torch, _DTYPES.get(header[name]["dtype"], "unknown"), None)
         if dtype is None:
             raise CheckpointError(
-                f"{path}: tensor {name!r} has dtype {header[name]['dtype']!r}, which PyTorch lacks; convert the file"
+                f"{path}: tensor {name!r} has dtype {header[name]['dtype']!r}, unknown to PyTorch; convert it"
             )
         entries[name] = StoredTensor(shapes[name], dtype, partial(_load_safetensor, handle, path, name))
     return metadata, entries
@@ -323,12 +349,13 @@ def _read_header(path: Path) -> dict[str, Any]:
         if not isinstance(header, dict):
             raise TypeError("it is no JSON object")
     except (ValueError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: the safetensors header is broken ({_one_line(str(error))}); download or save it again") from error  # fmt: skip
+        reason = _one_line(str(error))
+        raise CheckpointError(f"{path}: broken safetensors header ({reason}); download it again") from error
     return header
 
 
 def _unique_pairs(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """JSON objects may repeat a name and readers differ in which one they keep, so no file that does is read."""
+    """Refuse an object that repeats a name: readers of JSON differ in which of the two they keep."""
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
@@ -343,7 +370,10 @@ def _load_safetensor(handle: Any, path: Path, name: str) -> Tensor:
     try:
         return handle.get_tensor(name)
     except (SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: tensor {name!r} cannot be loaded ({_one_line(str(error))}); save it again") from error  # fmt: skip
+        reason = _one_line(str(error))
+        raise CheckpointError(
+            f"{path}: tensor {name!r} cannot be loaded ({reason}); save it again"
+        ) from error
 
 
 # ---- PyTorch pickles and numpy archives ------------------------------------------------------------------
@@ -362,7 +392,7 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     name = ""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             if len(set(archive.files)) != len(archive.files):
                 raise ValueError("two arrays have the same name")
             for name in archive.files:
@@ -370,14 +400,15 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
                 tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a broken archive
         place = f"array {name!r} " if name else ""
+        reason = _one_line(str(error))
         raise CheckpointError(
-            f"{path}: {place}cannot be read without unpickling ({_one_line(str(error))}); save numeric arrays only"
+            f"{path}: {place}cannot be read as plain numbers ({reason}); save numeric arrays only"
         ) from error
     return tensors
 
 
 def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
-    found = dict(_find_state_dicts(_unpickle(path), ""))
+    found = dict(_find_state_dicts(_unpickle(path), "", set()))
     if key is not None:
         if key not in found:
             raise CheckpointError(f"{path}: there is no state dict at key {key!r}; there is {_quote(found)}")
@@ -393,16 +424,20 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    """Load plain data and tensors only. Whatever a hostile or broken pickle raises becomes a CheckpointError."""
+    """Load plain data and tensors only; whatever a hostile or broken pickle raises is a CheckpointError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols and old storages: nothing a user can act on
+            warnings.simplefilter(
+                "ignore"
+            )  # about pickle protocols and old storages: nothing a user can act on
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):
                     raise
-                return torch.load(path, map_location="cpu", weights_only=True)  # the format before PyTorch 1.6
+                return torch.load(
+                    path, map_location="cpu", weights_only=True
+                )  # the format before PyTorch 1.6
     except OSError:
         raise
     except Exception as error:
@@ -419,17 +454,18 @@ def _explain_refusal(path: Path, error: Exception) -> str:
             f"{path}: this is a TorchScript program, which is not run here; in a trusted place save "
             "torch.jit.load(path).state_dict() with safetensors.torch.save_file"
         )
-    if refused or start == b"PK" or start[:1] == b"\x80":
+    if refused or (isinstance(error, pickle.UnpicklingError) and (start == b"PK" or start[:1] == b"\x80")):
         what = (
             f"it needs the forbidden global {refused.group(1) or refused.group(2)!r}"
             if refused
-            else f"it holds more than plain tensors, or is damaged ({_one_line(text) or type(error).__name__})"
+            else f"it holds more than plain tensors, or is damaged ({_last_reason(text)})"
         )
         target = str(path.with_suffix(".safetensors"))
         return (
-            f"{path}: this pickle is refused, since loading it could execute code: {what}; if you trust its author, "
-            f"convert it with two lines of Python: `state = torch.load({str(path)!r}, weights_only=False)` and "
-            f"`safetensors.torch.save_file(state, {target!r})` (state: the mapping from names to tensors inside)"
+            f"{path}: this pickle is refused, since loading it could execute code: {what}; if you trust its "
+            "author, convert it with two lines of Python in a place that may run it: "
+            f"`state = torch.load({str(path)!r}, weights_only=False)` and "
+            f"`safetensors.torch.save_file(state, {target!r})`, state being the mapping from names to tensors"
         )
     return (
         f"{path}: this is not a PyTorch checkpoint, or a truncated one "
@@ -437,11 +473,17 @@ def _explain_refusal(path: Path, error: Exception) -> str:
     )
 
 
-def _find_state_dicts(value: Any, place: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Yield (place, name -> tensor) for every mapping or list that holds tensors, optimizer states left out."""
+def _find_state_dicts(value: Any, place: str, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield (place, name -> tensor) for every mapping or list that holds tensors, optimizer states left out.
+
+    `seen` holds the ids of containers already visited: a pickle can contain itself, and many times over.
+    """
     if isinstance(value, Tensor):
         yield place, {place.rpartition(".")[2] or "tensor": value.detach()}
         return
+    if id(value) in seen or place.count(".") > 50:
+        return
+    seen.add(id(value))
     if isinstance(value, Mapping):
         if "param_groups" in value and "state" in value:
             return
@@ -454,14 +496,19 @@ def _find_state_dicts(value: Any, place: str) -> Iterator[tuple[str, dict[str, T
     if tensors:
         yield place, tensors
     for name, inner in items:
-        # A pickle can contain itself; the places of real checkpoints are short.
-        if not isinstance(inner, Tensor) and not _NO_WEIGHTS.search(name) and place.count(".") < 8:
-            yield from _find_state_dicts(inner, f"{place}.{name}" if place else name)
+        if not isinstance(inner, Tensor) and not _NO_WEIGHTS.search(name):
+            yield from _find_state_dicts(inner, f"{place}.{name}" if place else name, seen)
 
 
 def _quote(found: Mapping[str, Any]) -> str:
     places = [repr(place) + ("" if place else " (the top level)") for place in found]
     return (", ".join(places[:6]) + (", ..." if len(places) > 6 else "")) or "none"
+
+
+def _last_reason(text: str) -> str:
+    """Return what PyTorch found, without its advice to load the file with the protection off."""
+    _, _, reason = text.rpartition("WeightsUnpickler error:")
+    return _one_line(reason.partition("Check the documentation")[0]) or "no reason given"
 
 
 def _one_line(text: str) -> str:

@@ -45,13 +45,11 @@ class NetworkModule(nn.Module):
         *path, leaf = name.split(".")
         owner: nn.Module = self
         for part in path:
-            part = part or "_"
+            part = part if part in owner._modules else _free(owner, part)
             if part not in owner._modules:
                 owner.register_module(part, nn.Module())
             owner = owner._modules[part]  # type: ignore[assignment]
-        leaf = leaf or "_"
-        if hasattr(owner, leaf):  # a name such as "network" or "forward", which nn.Module already uses
-            leaf = leaf + "_"
+        leaf = _free(owner, leaf)
         if isinstance(tensor, nn.Parameter):
             owner.register_parameter(leaf, tensor)
         else:
@@ -93,7 +91,9 @@ class NetworkModule(nn.Module):
         return values
 
 
-def run(network: Network, *inputs: Tensor) -> Any:
-    """Evaluate the network once, without gradients."""
-    with torch.no_grad():
-        return network.to_module()(*inputs)
+def _free(owner: nn.Module, name: str) -> str:
+    """Return the name, changed where nn.Module uses it itself ("forward", "network") or cannot take it ("")."""
+    name = name or "_"
+    while hasattr(owner, name):
+        name += "_"
+    return name

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from weightspace.aten import AtenReader, Call, Reference, Value, Weight
 from weightspace.builder import NetworkBuilder
-from weightspace.errors import ArchitectureError, CheckpointError
+from weightspace.errors import ArchitectureError, CheckpointError, UnsupportedOperationError
 from weightspace.network import Network
 
 # torch/_export/serde/schema.py, ScalarType
@@ -41,11 +41,15 @@ def read_pt2(path: str | Path) -> Network:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read(archive, Path(path))
+    except (CheckpointError, ArchitectureError, UnsupportedOperationError) as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable .pt2 archive ({error}); export it again") from error
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(f"{path}: the archive does not follow the torch.export format ({reason})") from error
 

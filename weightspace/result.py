@@ -13,7 +13,7 @@ from weightspace.errors import OutputError
 
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; after the block it is synced to disk and renamed to `path`.
+    """Yield a temporary path beside `path`; after the block it is synced to disk and renamed to `path`.
 
     When the block raises (a full disk, Ctrl-C), the temporary file is removed and an older file at `path`
     stays as it was. A symbolic link is followed, so that the file it points to is replaced, not the link.
@@ -23,16 +23,19 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
             Errors that are not of the file system pass through unchanged.
     """
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        found = "is not a folder" if target.parent.exists() else "does not exist"
-        raise OutputError(f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another")
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "not a regular file"
+    # os.path, not pathlib: its questions answer False, where pathlib raises for a name that is too long.
+    if not os.path.isdir(target.parent):
+        found = "is not a folder" if os.path.exists(target.parent) else "does not exist"
+        raise OutputError(
+            f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another"
+        )
+    if os.path.exists(target) and not os.path.isfile(target):
+        kind = "a folder" if os.path.isdir(target) else "not a regular file"
         raise OutputError(f"cannot write {str(path)!r}: it is {kind}; name a file")
-    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
     try:
-        # O_EXCL: never write through a file or link that somebody else put there. Mode 0o666 is cut by the umask,
-        # as for a plain open(); mkstemp would leave results that only their author can read.
+        # O_EXCL: never write through a file or link that somebody else put there. Mode 0o666 is cut by the
+        # umask, as for a plain open(); mkstemp would leave results that only their author can read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield temporary
         # Opened for writing, since Windows refuses to sync a file opened for reading.
@@ -41,7 +44,9 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise OutputError(f"cannot write {str(path)!r}: {reason}; free space or name another folder") from error
+        raise OutputError(
+            f"cannot write {str(path)!r}: {reason}; free space or name another folder"
+        ) from error
     finally:
         with suppress(OSError):  # after a successful rename there is nothing left to remove
             os.unlink(temporary)

@@ -99,17 +99,13 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
     strange = [name for name in tensors if name not in known]
     if strange or not weights:
         named = f"{strange[0]!r} {tuple(tensors[strange[0]].shape)}" if strange else "no matrix at all"
-        kind = "convolution strides and padding are not in a state dict" if _is_kernel(tensors, strange) else (
-            "a state dict does not say how such a tensor is used"
-        )  # fmt: skip
-        raise ArchitectureError(f"not a plain multilayer perceptron: it holds {named}, and {kind}; {REMEDY}")
+        reason = "a state dict does not say how such a tensor is used"
+        if strange and tensors[strange[0]].ndim > 2 and strange[0].endswith(("weight", "kernel")):
+            reason = "convolution strides and padding are not in a state dict"
+        raise ArchitectureError(f"not a plain multilayer perceptron: it holds {named}, and {reason}; {REMEDY}")
     if len(set(stems)) != len(stems):
         raise ArchitectureError(f"two matrices share the place {stems[0]!r}; {REMEDY}")
     return [Layer(name, bias) for name, bias in paired.items()]
-
-
-def _is_kernel(tensors: Mapping[str, Tensor], names: Sequence[str]) -> bool:
-    return bool(names) and tensors[names[0]].ndim > 2
 
 
 def _stem(name: str) -> str:

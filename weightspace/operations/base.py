@@ -126,8 +126,24 @@ class Item(Operation):
         return inputs[0][self.index]
 
 
-# Opaque calls may come from a file: only functions of their tensor arguments may be run.
+# Names of operators may come from a file: only functions of their arguments are ever run.
 _REFUSED_ATEN = {"from_file", "set_", "set_data", "resize_", "_print", "save", "load"}
+
+
+def aten_function(target: str) -> Any:
+    """Return the ATen operator called `aten.NAME.OVERLOAD`.
+
+    Raises:
+        UnsupportedOperationError: no such operator, or one that writes into its arguments or touches files.
+    """
+    vocabulary, _, rest = target.partition(".")
+    name, _, overload = rest.partition(".")
+    if vocabulary != "aten":
+        raise UnsupportedOperationError(f"operation {target} is not known and cannot be run")
+    function = getattr(getattr(torch.ops.aten, name, None), overload or "default", None)
+    if function is None or name in _REFUSED_ATEN or function._schema.is_mutable:
+        raise UnsupportedOperationError(f"operation {target} is not a function of its inputs and is not run")
+    return function
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,13 +159,7 @@ class Opaque(Operation):
     arguments: str = "{}"
 
     def evaluate(self, inputs, weights):
-        vocabulary, _, rest = self.name.partition(".")
-        if vocabulary != "aten":
-            raise UnsupportedOperationError(f"operation {self.name} is not known and cannot be run")
-        packet_name, _, overload = rest.partition(".")
-        function = getattr(getattr(torch.ops.aten, packet_name, None), overload or "default", None)
-        if function is None or packet_name in _REFUSED_ATEN or function._schema.is_mutable:
-            raise UnsupportedOperationError(f"operation {self.name} is not a function of its inputs and is not run")
+        function = aten_function(self.name)
 
         def decode(value: Any) -> Any:
             if isinstance(value, dict) and "input" in value:

@@ -1,0 +1,116 @@
+"""Draw the report's figures; matplotlib is imported here and only when a figure is drawn."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from weightspace.errors import MissingDependencyError
+from weightspace.report.content import Picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from weightspace.graph import ParameterGraph
+
+BLUE, RED, GRAY, GREEN = "#2166ac", "#b2182b", "#777777", "#1b7837"
+EDGES_DRAWN = 1500
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure that belongs to no window.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            'figures need matplotlib; install it with: pip install "weightspace[report]"'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(text: str) -> str:
+    """Keep matplotlib from reading dollar signs in a tensor's name as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def picture(figure: Figure, caption: str, *, form: str = "svg") -> Picture:
+    """Turn a figure into a data URI; `form` is "svg" for lines, "png" for images."""
+    stream = io.BytesIO()
+    options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 140}
+    figure.savefig(stream, format=form, **options)
+    kind = "image/svg+xml" if form == "svg" else "image/png"
+    return Picture(f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", caption)
+
+
+def spectra_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw the singular values of several matrices, largest first, on a logarithmic axis."""
+    figure = new_figure(7.2, 3.4)
+    axes = figure.subplots()
+    for name, values in spectra.items():
+        array = np.asarray(values, dtype=float)
+        floor = array.max(initial=0.0) * 1e-9
+        axes.plot(np.arange(1, len(array) + 1), np.maximum(array, floor), label=plain(name), linewidth=1.3)
+    if any(max(values, default=0.0) > 0 for values in spectra.values()):
+        axes.set_yscale("log")
+    axes.set_xscale("log")
+    axes.set_xlabel("rank")
+    axes.set_ylabel("singular value")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=7, frameon=False)
+    return figure
+
+
+def graph_figure(graph: ParameterGraph) -> Figure:
+    """Draw neurons in columns by layer and the largest weights between them, blue negative, red positive."""
+    from matplotlib.collections import LineCollection
+
+    figure = new_figure(7.2, 3.8)
+    axes = figure.subplots()
+    positions = np.concatenate(
+        [
+            np.stack([np.full(size, layer, dtype=float), -(np.arange(size) - (size - 1) / 2) / size], 1)
+            for layer, size in enumerate(graph.layer_sizes)
+        ]
+    )
+    weights = graph.edge_features[:, 0].double().numpy()
+    chosen = np.argsort(-np.abs(weights), kind="stable")[:EDGES_DRAWN][::-1]
+    source, target = graph.edge_index[:, chosen].numpy()
+    strength = np.abs(weights[chosen]) / max(np.abs(weights).max(initial=0.0), 1e-300)
+    colors = np.zeros((len(chosen), 4))
+    colors[:] = [0x21 / 255, 0x66 / 255, 0xAC / 255, 1.0]
+    colors[weights[chosen] > 0] = [0xB2 / 255, 0x18 / 255, 0x2B / 255, 1.0]
+    colors[:, 3] = 0.08 + 0.92 * strength**1.5
+    segments = np.stack([positions[source], positions[target]], 1)
+    axes.add_collection(LineCollection(list(segments), colors=colors, linewidths=0.3 + 1.2 * strength, zorder=1))
+    biases = graph.node_features[:, 0].double().numpy()
+    limit = max(np.abs(biases).max(initial=0.0), 1e-12)
+    dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, s=16, zorder=2,
+                        edgecolors="black", linewidths=0.4)  # fmt: skip
+    figure.colorbar(dots, ax=axes, label="bias", shrink=0.7)
+    labels = [f"{size}\n{kind}" for size, kind in zip(graph.layer_sizes, graph.activations, strict=True)]
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_xlim(-0.2, len(labels) - 0.8)
+    return figure
+
+
+def barrier_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
+    """Draw loss along the line between two networks, one curve per way to join them."""
+    figure = new_figure(7.2, 3.0)
+    axes = figure.subplots()
+    for (name, (positions, losses)), color in zip(curves.items(), (RED, BLUE, GREEN), strict=False):
+        axes.plot(positions, losses, label=plain(name), color=color, marker=".", markersize=4)
+    axes.set_xlabel("t, from the first network (0) to the second (1)")
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure

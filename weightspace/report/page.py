@@ -1,0 +1,170 @@
+"""Assemble the report: read the files, run every section, render page and JSON."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import weightspace
+from weightspace.errors import CheckpointError, MissingDependencyError, OutputError, WeightspaceError
+from weightspace.inspection import inspect
+from weightspace.reading import read
+from weightspace.report import comparison, weights
+from weightspace.report.content import Evaluation, Gap, Section, Subject
+from weightspace.result import write_text
+
+SectionFunction = Callable[[Sequence[Subject], Evaluation | None], Section]
+
+# Sections of the packages above this one, by name: nothing is imported upward.
+LATER_SECTIONS = {"certificates": "certify.report:section", "bilinear layers": "interp.report:section"}
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished report: the HTML page, the same as JSON data, and what was not analyzed."""
+
+    html: str
+    data: dict[str, Any]
+    gaps: tuple[Gap, ...]
+
+    def write(self, folder: str | Path) -> Path:
+        """Write `report.html` and `report.json` into `folder` and return the page's path."""
+        folder = Path(folder)
+        prepare_folder(folder)
+        write_text(folder / "report.json", json.dumps(self.data, indent=1))
+        write_text(folder / "report.html", self.html)
+        return folder / "report.html"
+
+
+def report(
+    paths: Sequence[str | Path],
+    *,
+    evaluation: Evaluation | None = None,
+    architecture: str | None = None,
+    activation: str | None = None,
+    layout: str | None = None,
+    progress: bool = False,
+) -> Report:
+    """Analyze checkpoints with everything that applies.
+
+    What cannot be analyzed is listed with its reason and never stops the rest.
+
+    Args:
+        paths: files or folders, as `weightspace.read` takes them; those that are no network are inspected.
+        evaluation: labeled data for the loss barrier; without it the barrier is measured on random inputs.
+        architecture, activation, layout: as for `weightspace.read`, for every file that needs them.
+        progress: show a progress bar on a terminal.
+    Raises:
+        CheckpointError: a file is missing or broken.
+        MissingDependencyError: the extra `report` is not installed.
+    """
+    template = _template()
+    subjects = []
+    names = _short_names([Path(path) for path in paths])
+    with tqdm(total=len(names) + 4 + len(LATER_SECTIONS), disable=None if progress else True) as bar:
+        for path, name in zip(paths, names, strict=True):
+            bar.set_description(f"reading {name}")
+            subjects.append(_subject(Path(path), name, architecture, activation, layout))
+            bar.update()
+        sections = []
+        for title, function in _sections():
+            bar.set_description(title)
+            sections.append(function(subjects, evaluation))
+            bar.update()
+    gaps = tuple(gap for section in sections for gap in section.gaps)
+    data = {
+        "weightspace": weightspace.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": names,
+        **{section.anchor: dict(section.data) for section in sections},
+        "not_analyzed": [vars(gap) for gap in gaps],
+    }
+    html = template.render(
+        names=names,
+        sections=sections,
+        gaps=gaps,
+        gap_rows=[(gap.subject, gap.analysis, gap.reason) for gap in gaps],
+        created=data["created"],
+        version=data["weightspace"],
+    )
+    return Report(html, data, gaps)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the output folder and make sure it can be written, before any long work.
+
+    Raises:
+        OutputError: it cannot be created or written.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+        probe = folder / ".weightspace-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}; name another folder with -o") from error
+
+
+def _sections() -> list[tuple[str, SectionFunction]]:
+    found: list[tuple[str, SectionFunction]] = [
+        ("overview", weights.overview),
+        ("layers", weights.layers),
+        ("neurons", weights.neurons),
+        ("pairs", comparison.pairs),
+    ]
+    for title, place in LATER_SECTIONS.items():
+        module, function = place.split(":")
+        found.append((title, getattr(importlib.import_module(module), function)))
+    return found
+
+
+def _subject(
+    path: Path, name: str, architecture: str | None, activation: str | None, layout: str | None
+) -> Subject:
+    reason, network = None, None
+    try:
+        network = read(path, architecture=architecture, activation=activation, layout=layout)
+    except CheckpointError:
+        raise
+    except WeightspaceError as error:
+        reason = str(error)
+    source = network if network is not None and path.suffix in (".onnx", ".pt2") else path
+    return Subject(name, path, inspect(source), network, reason)
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Return file names, with as much of their folders as it takes to tell them apart."""
+    resolved = [path.resolve() for path in paths]
+    names = []
+    for index, path in enumerate(resolved):
+        parts = 1
+        others = [other for other in resolved[:index] + resolved[index + 1 :] if other != path]
+        while any(other.parts[-parts:] == path.parts[-parts:] for other in others):
+            parts += 1
+        names.append("/".join(path.parts[-parts:]))
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _template() -> Any:
+    try:
+        import jinja2
+        import matplotlib  # noqa: F401  # found missing now rather than after minutes of work
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'the report needs {error.name}; install it with: pip install "weightspace[report]"'
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.j2")
