@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         eigvalsh as eigvalsh,
         top_eigh as top_eigh,
     )
+    from kernels.factored import eigh_factored as eigh_factored
     from kernels.spectral_functions import project_psd as project_psd
 
 # No `__version__`: libraries that know another distribution called `kernels` look for it here.
@@ -18,6 +19,7 @@ _EXPORTS = {
     "Eigh": "kernels.eigensolver",
     "available_backends": "kernels.dispatch",
     "eigh": "kernels.eigensolver",
+    "eigh_factored": "kernels.factored",
     "eigvalsh": "kernels.eigensolver",
     "project_psd": "kernels.spectral_functions",
     "top_eigh": "kernels.eigensolver",

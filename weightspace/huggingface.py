@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from weightspace.checkpoint import open_checkpoint
 from weightspace.errors import ArchitectureError, CheckpointError
-from weightspace.huggingface_models import ACTIVATIONS, GPT2, Llama, ViT, WithHead
+from weightspace.huggingface_models import ACTIVATIONS, GPT2, Dense, Llama, ViT, WithHead
 from weightspace.network import Network
 from weightspace.tracing import trace
 
@@ -49,7 +49,9 @@ def read_huggingface(folder: str | Path) -> Network:
     tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if not _NO_WEIGHTS.search(name)}
     layers = config.positive("n_layer" if kind == "gpt2" else "num_hidden_layers")
     if layers > len(tensors):
-        raise ArchitectureError(f"{folder}: config.json says {layers} layers, the checkpoint has {len(tensors)} tensors")
+        raise ArchitectureError(
+            f"{folder}: config.json says {layers} layers, the checkpoint has {len(tensors)} tensors"
+        )
     prefix = _PREFIXES[kind] if any(name.startswith(f"{_PREFIXES[kind]}.") for name in tensors) else ""
     with torch.device("meta"):
         encoder, example, note = _BUILDERS[kind](config)
@@ -70,7 +72,9 @@ class _Config:
         try:
             entries = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise CheckpointError(f"{self.path}: no such file; a model folder needs its config.json") from error
+            raise CheckpointError(
+                f"{self.path}: no such file; a model folder needs its config.json"
+            ) from error
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.path}: not readable as JSON ({type(error).__name__})") from error
         if not isinstance(entries, dict):
@@ -84,7 +88,9 @@ class _Config:
     def positive(self, name: str, default: int | None = None) -> int:
         value = self.get(name, default)
         if value is None:
-            raise ArchitectureError(f"{self.path}: {name!r} is missing; copy the complete config.json of the model")
+            raise ArchitectureError(
+                f"{self.path}: {name!r} is missing; copy the complete config.json of the model"
+            )
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
             raise ArchitectureError(f"{self.path}: {name!r} must be a positive integer, not {value!r}")
         return value
@@ -180,9 +186,13 @@ def _rotary_base(config: _Config) -> float:
             raise ArchitectureError(f"{config.path}: {name} must be an object, not {entries!r}")
         kind = entries.get("rope_type", entries.get("type", "default"))
         if kind != "default":
-            raise ArchitectureError(f"{config.path}: {name} of type {kind!r} is not supported, only 'default'")
+            raise ArchitectureError(
+                f"{config.path}: {name} of type {kind!r} is not supported, only 'default'"
+            )
         if float(entries.get("partial_rotary_factor", 1.0)) != 1.0:
-            raise ArchitectureError(f"{config.path}: {name} with partial_rotary_factor below 1 is not supported")
+            raise ArchitectureError(
+                f"{config.path}: {name} with partial_rotary_factor below 1 is not supported"
+            )
         base = float(entries.get("rope_theta", base))
     return base
 
@@ -190,7 +200,11 @@ def _rotary_base(config: _Config) -> float:
 def _vit(config: _Config) -> tuple[nn.Module, Tensor, str]:
     width, heads = config.positive("hidden_size"), config.positive("num_attention_heads")
     config.divides("num_attention_heads", "hidden_size", heads, width)
-    image, patch, channels = config.pair("image_size"), config.pair("patch_size"), config.positive("num_channels", 3)
+    image, patch, channels = (
+        config.pair("image_size"),
+        config.pair("patch_size"),
+        config.positive("num_channels", 3),
+    )
     module = ViT(
         width=width,
         layers=config.positive("num_hidden_layers"),
@@ -219,14 +233,14 @@ def _heads(kind: str, config: _Config, tensors: Mapping[str, Tensor], prefix: st
         width = config.positive("hidden_size")
         if "classifier.weight" in tensors:
             return {"classifier": nn.Linear(width, tensors["classifier.weight"].shape[0])}
-        name = f"{prefix}.pooler.dense.weight" if prefix else "pooler.dense.weight"
-        if name in tensors and not prefix:
-            pooler = nn.Module()
+        name = "pooler.dense.weight"
+        if name in tensors:
             config.refuse("pooler_act", "tanh")
-            pooler.add_module("dense", nn.Linear(width, tensors[name].shape[0]))
-            return {"pooler": pooler}
+            return {"pooler": Dense(width, tensors[name].shape[0])}
         return {}
-    named = any(str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in config.get("architectures", []))
+    named = any(
+        str(name).endswith(("LMHeadModel", "ForCausalLM")) for name in config.get("architectures", [])
+    )
     if "lm_head.weight" in tensors or named:
         width = config.positive("n_embd" if kind == "gpt2" else "hidden_size")
         return {"lm_head": nn.Linear(width, config.positive("vocab_size"), bias=False)}

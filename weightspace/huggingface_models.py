@@ -96,7 +96,8 @@ class GPT2(nn.Module):
     """Token ids (batch, time) -> hidden states (batch, time, width)."""
 
     def __init__(
-        self, *, vocabulary: int, positions: int, width: int, layers: int, heads: int, inner: int, activation: str,
+        self, *, vocabulary: int, positions: int, width: int, layers: int, heads: int, inner: int,
+        activation: str,
         epsilon: float, scaled: bool, scaled_by_depth: bool,
     ):  # fmt: skip
         super().__init__()
@@ -104,9 +105,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(positions, width)
         base = math.sqrt(heads / width) if scaled else 1.0
         scales = [base / (depth + 1) if scaled_by_depth else base for depth in range(layers)]
-        self.h = nn.ModuleList(
-            GPT2Block(width, heads, inner, activation, epsilon, scale) for scale in scales
-        )
+        self.h = nn.ModuleList(GPT2Block(width, heads, inner, activation, epsilon, scale) for scale in scales)
         self.ln_f = nn.LayerNorm(width, epsilon)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -132,7 +131,7 @@ class RMSNorm(nn.Module):
 
 
 def rotary_tables(time: int, width: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    r"""Return cos and sin, each (time, width), of the angles $t\,\theta^{-2i/\text{width}}$, the halves repeated."""
+    r"""Return cos and sin, each (time, width), of $t\,\theta^{-2i/\text{width}}$, the halves repeated."""
     frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float32) / width)
     angles = torch.outer(torch.arange(time, dtype=torch.float32), frequencies)
     angles = torch.cat([angles, angles], -1)
@@ -198,7 +197,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Token ids (batch, time) -> hidden states (batch, time, width). `block` are the arguments of LlamaBlock."""
+    """Token ids (batch, time) -> hidden states (batch, time, width); `block` goes to LlamaBlock."""
 
     def __init__(self, *, vocabulary: int, layers: int, theta: float, **block):
         super().__init__()
@@ -218,13 +217,15 @@ class Llama(nn.Module):
 # ---- ViT -------------------------------------------------------------------------------------------------
 
 
-def _nest(path: str, leaf: nn.Module) -> nn.Module:
-    """Wrap a module so that it is reached by a dotted name: ViT checkpoints nest without computing anything."""
-    for name in reversed(path.split(".")):
-        outer = nn.Module()
-        outer.add_module(name, leaf)
-        leaf = outer
-    return leaf
+class Dense(nn.Module):
+    """A linear map under the name `dense`: ViT checkpoints nest without computing anything more."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dense(x)
 
 
 class ViTAttention(nn.Module):
@@ -233,12 +234,16 @@ class ViTAttention(nn.Module):
     def __init__(self, width: int, heads: int, bias: bool):
         super().__init__()
         self.heads = heads
-        self.attention = nn.ModuleDict({name: nn.Linear(width, width, bias) for name in ("query", "key", "value")})
-        self.output = _nest("dense", nn.Linear(width, width))
+        self.attention = nn.ModuleDict(
+            {name: nn.Linear(width, width, bias) for name in ("query", "key", "value")}
+        )
+        self.output = Dense(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = (_heads(self.attention[name](x), self.heads) for name in ("query", "key", "value"))
-        return self.output.dense(_joined(F.scaled_dot_product_attention(*parts)))
+        query, key, value = (
+            _heads(self.attention[name](x), self.heads) for name in ("query", "key", "value")
+        )
+        return self.output(_joined(F.scaled_dot_product_attention(query, key, value)))
 
 
 class ViTBlock(nn.Module):
@@ -250,12 +255,12 @@ class ViTBlock(nn.Module):
         self.layernorm_before = nn.LayerNorm(width, epsilon)
         self.attention = ViTAttention(width, heads, bias)
         self.layernorm_after = nn.LayerNorm(width, epsilon)
-        self.intermediate = _nest("dense", nn.Linear(width, inner))
-        self.output = _nest("dense", nn.Linear(inner, width))
+        self.intermediate = Dense(width, inner)
+        self.output = Dense(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.layernorm_before(x))
-        return x + self.output.dense(self.activation(self.intermediate.dense(self.layernorm_after(x))))
+        return x + self.output(self.activation(self.intermediate(self.layernorm_after(x))))
 
 
 class ViTEmbeddings(nn.Module):
@@ -265,10 +270,10 @@ class ViTEmbeddings(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.position_embeddings = nn.Parameter(torch.empty(1, tokens + 1, width))
-        self.patch_embeddings = _nest("projection", nn.Conv2d(channels, width, patch, patch))
+        self.patch_embeddings = nn.ModuleDict({"projection": nn.Conv2d(channels, width, patch, patch)})
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = self.patch_embeddings.projection(images).flatten(2).transpose(1, 2)
+        patches = self.patch_embeddings["projection"](images).flatten(2).transpose(1, 2)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1)
         return tokens + self.position_embeddings
 
@@ -284,13 +289,14 @@ class ViT(nn.Module):
         tokens = (image[0] // patch[0]) * (image[1] // patch[1])
         self.embeddings = ViTEmbeddings(width, channels, patch, tokens)
         blocks = (ViTBlock(width, heads, inner, activation, epsilon, bias) for _ in range(layers))
-        self.encoder = _nest("layer", nn.ModuleList(blocks))
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(blocks)})
+        self.block_names = [f"encoder.layer.{depth}" for depth in range(layers)]
         self.layernorm = nn.LayerNorm(width, epsilon)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.embeddings(images)
-        for block in self.encoder.layer:
-            x = block(x)
+        for name in self.block_names:
+            x = self.get_submodule(name)(x)
         return self.layernorm(x)
 
 
@@ -318,9 +324,9 @@ class WithHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         hidden = self._encoder[0](x)
         if "lm_head" in self.head_names:
-            return self.lm_head(hidden)
+            return self.get_submodule("lm_head")(hidden)
         if "classifier" in self.head_names:
-            return self.classifier(hidden[:, 0])
+            return self.get_submodule("classifier")(hidden[:, 0])
         if "pooler" in self.head_names:
-            return hidden, torch.tanh(self.pooler.dense(hidden[:, 0]))
+            return hidden, torch.tanh(self.get_submodule("pooler")(hidden[:, 0]))
         return hidden

@@ -41,7 +41,7 @@ class TensorRow:
         norm: Frobenius norm.
         std: population standard deviation.
         spectral_norm: $\sigma_1$ of the matrix; relative error below 1e-6, unless `spectral_norm_is_estimate`
-            (a value never above the true one).
+            (above the true one by rounding only).
         stable_rank: $\|W\|_F^2 / \sigma_1^2$.
         rank: number of singular values above rounding (`compute_spectrum`).
         condition: $\sigma_1/\sigma_{\min}$, infinite when the rank is deficient.

@@ -20,13 +20,15 @@ _EXTERNAL = 1  # onnx.TensorProto.EXTERNAL
 def read_onnx(path: str | Path) -> Network:
     """Read an ONNX model as a `Network`.
 
-    Initializers keep their names as parameters; what the file computes from constants alone is folded. An open
+    Initializers keep their names as parameters; what the file computes from constants alone is folded. An
+    open
     first axis of an input follows the batch. An operator without a rule becomes an opaque `onnx.OPTYPE` node.
 
     Args:
         path: the `.onnx` file; external tensor data must lie beside it or below.
     Raises:
-        CheckpointError: no such file, not ONNX, truncated, external data missing or outside the model's folder.
+        CheckpointError: no such file, not ONNX, truncated, external data missing or outside the model's
+        folder.
         ArchitectureError: a graph that cannot be described: a cycle, a missing initializer, an open axis.
         MissingDependencyError: the onnx package is not installed.
     """
@@ -92,7 +94,8 @@ def _load_external(tensor: Any, folder: Path) -> None:
     """Bring the bytes of an externally stored tensor into memory.
 
     Raises:
-        CheckpointError: the location leaves the model's folder (also through a link), is missing or too short.
+        CheckpointError: the location leaves the model's folder (also through a link), is missing or too
+        short.
     """
     if tensor.data_location != _EXTERNAL:
         return

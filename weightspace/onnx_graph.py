@@ -32,7 +32,8 @@ def network_from_model(model: Any) -> Network:
         raise ArchitectureError("the model states no version of the standard operators (opset_import)")
     if domains[""] < _OLDEST_OPSET:
         raise ArchitectureError(
-            f"opset {domains['']} is older than {_OLDEST_OPSET}; onnx.version_converter.convert_version brings it up to date"
+            f"opset {domains['']} is older than {_OLDEST_OPSET}; "
+            "onnx.version_converter.convert_version brings it up to date"
         )
     if model.functions:
         import onnx.inliner
@@ -140,7 +141,8 @@ def to_array(tensor: Any) -> np.ndarray:
     except (ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"initializer {tensor.name!r} of shape {list(tensor.dims)} is damaged ({reason}); export the model again"
+            f"initializer {tensor.name!r} of shape {list(tensor.dims)} is damaged ({reason}); "
+            "export the model again"
         ) from error
 
 
@@ -157,7 +159,8 @@ def _input_shape(entry: Any, graph: Any, initializers: Mapping[str, Known]) -> t
     dtype = DTYPES.get(entry.type.tensor_type.elem_type)
     if dtype is None:
         raise ArchitectureError(
-            f"input {name!r} has element type number {entry.type.tensor_type.elem_type} (text or a format torch lacks)"
+            f"input {name!r} has element type number {entry.type.tensor_type.elem_type}, "
+            "text or a format torch lacks"
         )
     if not entry.type.tensor_type.HasField("shape"):
         raise ArchitectureError(f"input {name!r} states no shape; set it with onnx.tools.update_model_dims")
@@ -170,8 +173,8 @@ def _input_shape(entry: Any, graph: Any, initializers: Mapping[str, Known]) -> t
             )
             if size is None:
                 raise ArchitectureError(
-                    f"axis {axis} ({dim.dim_param or 'unnamed'}) of input {name!r} is open, and only axis 0, the batch, "
-                    "may be; fix its size with onnx.tools.update_model_dims.update_inputs_outputs_dims"
+                    f"axis {axis} ({dim.dim_param or 'unnamed'}) of input {name!r} is open, and only axis 0, "
+                    "the batch, may be; fix its size with onnx.tools.update_model_dims.update_inputs_outputs_dims"
                 )
         shape.append(size)
     return shape, dtype
@@ -262,7 +265,8 @@ def _ordered(nodes: Sequence[Any], available: set[str]) -> Iterator[Any]:
                     f"{place} depends on its own result through {needs[0]!r}: the graph has a cycle"
                 )
             raise ArchitectureError(
-                f"{place} uses {needs[0]!r}, which is no input, no initializer and no node's output; export again"
+                f"{place} uses {needs[0]!r}, which is no input, no initializer and no node's output; "
+                "export again"
             )
         pending = [node for node, _ in waiting]
 

@@ -1,8 +1,10 @@
 """From the nodes of an ONNX graph to typed operations: what the rules in `onnx_rules` work with.
 
 Three kinds of values are told apart: `Known` arrays, which the file itself fixes (weights and everything
-computed from them); `Sizes`, small integer arrays computed from the batch size; and `Value`s, computed from the
-network's input. Nodes on the first two are evaluated right here, by the reference evaluator of the onnx package.
+computed from them); `Sizes`, small integer arrays computed from the batch size; and `Value`s, computed from
+the
+network's input. Nodes on the first two are evaluated right here, by the reference evaluator of the onnx
+package.
 """
 
 from __future__ import annotations
@@ -79,6 +81,7 @@ class OnnxReader:
         self.stated: dict[str, Any] = {}  # types the file states for names, as TypeProto
         self.notes: dict[str, str] = {}
         self.label = ""
+        self.unshaped: set[str] = set()  # nodes of unknown shape, and what is computed from them
         self.call = OnnxCall("", (), {}, (), (), None)
         self._registered: dict[tuple[str, tuple[int, ...]], str] = {}
 
@@ -230,11 +233,17 @@ class OnnxReader:
         """Translate one node and bind its outputs."""
         self.call = call
         self.label = call.outputs[call.wanted[0]] if call.wanted else (call.outputs or (call.kind,))[0]
+        vague = [v.node for v in call.inputs if isinstance(v, Value) and v.node in self.unshaped]
         try:
             results = self._results(call)
-        except NotStaticError:
-            raise
         except ArchitectureError as error:
+            if vague:
+                raise ArchitectureError(
+                    f"{call.kind} {self.label!r}: the shape of {vague[0]!r} is unknown, as its operator is; "
+                    "state it in the file (value_info)"
+                ) from error
+            if isinstance(error, NotStaticError):
+                raise
             raise ArchitectureError(f"{call.kind} {self.label!r}: {error}") from error
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError, ArithmeticError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -242,6 +251,8 @@ class OnnxReader:
         for name, result in zip(call.outputs, results, strict=False):
             if name and result is not None:
                 self.environment[name] = result
+                if vague and isinstance(result, Value):
+                    self.unshaped.add(result.node)
 
     def _results(self, call: OnnxCall) -> Sequence[Any]:
         from weightspace.onnx_rules import RULES
@@ -303,7 +314,7 @@ class OnnxReader:
         if both[0] is None or both[1] is None:
             return None
         results: list[Any] = []
-        for name, first, second in zip(call.outputs, *both, strict=False):
+        for name, first, second in zip(call.outputs, both[0], both[1], strict=False):
             if first.shape != second.shape or first.size > _LARGEST_SIZES:
                 return None
             same = np.array_equal(first, second)
@@ -363,11 +374,11 @@ class OnnxReader:
         results = []
         for name in call.outputs:
             shape, dtype = stated.get(name, (None, torch.float32))
+            node = self.builder.opaque(operation, inputs, shape or (), dtype, name or self.label)
+            results.append(Value(node))
             if name and shape is None:
                 self.notes[f"shape of {name!r}"] = "unknown; written as ()"
-            results.append(
-                Value(self.builder.opaque(operation, inputs, shape or (), dtype, name or self.label))
-            )
+                self.unshaped.add(node)
         return results
 
     def _stated_types(self, call: OnnxCall) -> dict[str, tuple[tuple[int | None, ...] | None, torch.dtype]]:
@@ -420,8 +431,10 @@ class OnnxReader:
 
 # onnx.TensorProto.DataType
 DTYPES = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32, 7: torch.int64,
-    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64, 14: torch.complex64,
+    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32,
+    7: torch.int64,
+    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64,
+    14: torch.complex64,
     15: torch.complex128, 16: torch.bfloat16, 17: torch.float8_e4m3fn, 19: torch.float8_e5m2,
 }  # fmt: skip
 

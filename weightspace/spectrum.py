@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from weightspace.tensor_statistics import TILE_ELEMENTS, tiles, to_float64
+from weightspace.tensor_statistics import TILE_ELEMENTS, is_zero, tiles, to_float64
 
 SMALL_ELEMENTS = 4_000_000  # up to here a float64 copy and a full decomposition are affordable
 # The Gram matrix squares the condition number: up to here its relative errors in singular values are < 1e-6.
@@ -55,12 +55,12 @@ def compute_spectrum(matrix: Tensor, *, largest_side: int = 4096) -> Spectrum:
     """
     rows, columns = matrix.shape
     side = min(rows, columns)
-    magnitude = max((float(to_float64(tile).abs().max()) for _, _, tile in tiles(matrix)), default=0.0)
+    magnitude = max((_magnitude(tile) for _, _, tile in tiles(matrix) if not is_zero(tile)), default=0.0)
     if side == 0 or magnitude == 0:
         values = torch.zeros(side, dtype=torch.float64) if side <= largest_side else None
         return Spectrum(0.0, values, 0 if values is not None else None, True)
-    # A power of two, so that scaling is exact and no square leaves the range of float64.
-    scale = 2.0 ** min(1000, max(-1000, math.frexp(magnitude)[1]))
+    # Extreme entries are scaled, exactly, by a power of two: no square may leave the floating range.
+    scale = 1.0 if 1e-12 < magnitude < 1e12 else 2.0 ** min(1000, max(-1000, math.frexp(magnitude)[1]))
     if side > max(largest_side, 16):  # Lanczos iteration needs a matrix larger than its subspace
         return Spectrum(scale * _estimate_norm(matrix, scale), None, None, False)
     gram = torch.zeros(side, side, dtype=torch.float64)
@@ -88,24 +88,34 @@ def compute_spectrum(matrix: Tensor, *, largest_side: int = 4096) -> Spectrum:
     return Spectrum(scale * float(values[0]), scale * values, max(1, rank), True)
 
 
-def _tall_pieces(matrix: Tensor, scale: float) -> Iterator[Tensor]:
-    """Yield float64 pieces T of W / scale or its transpose, whose T'T add up to the smaller Gram matrix."""
+def _magnitude(tile: Tensor) -> float:
+    low, high = to_float64(tile).aminmax()
+    return max(-float(low), float(high))
+
+
+def _tall_pieces(matrix: Tensor, scale: float, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    """Yield pieces T of W / scale or its transpose, whose T'T add up to the smaller Gram matrix."""
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
     height = max(1, TILE_ELEMENTS // tall.shape[1])
     for start in range(0, tall.shape[0], height):
-        yield to_float64(tall[start : start + height]) / scale
+        piece = tall[start : start + height]
+        # A Gram matrix costs far more than looking for zeros first, a product with a vector costs less.
+        if dtype != torch.float64 or not is_zero(piece):
+            yield piece.cpu().to(dtype) if scale == 1 else (to_float64(piece) / scale).to(dtype)
 
 
 def _estimate_norm(matrix: Tensor, scale: float) -> float:
-    """Estimate the largest singular value of W / scale: a Ritz value, hence never above it."""
+    """Estimate the largest singular value of W / scale: a Ritz value, above it by rounding only."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 
     side = min(matrix.shape)
+    # Every pass reads the whole matrix; float32 is precise enough for an estimate and needs no copy of it.
+    dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
 
     def multiply(vector):
-        x = torch.from_numpy(vector).to(torch.float64).reshape(side)
+        x = torch.from_numpy(vector).to(dtype).reshape(side)
         y = torch.zeros(side, dtype=torch.float64)
-        for tall in _tall_pieces(matrix, scale):
+        for tall in _tall_pieces(matrix, scale, dtype):
             y.add_(tall.T @ (tall @ x))
         return y.numpy()
 

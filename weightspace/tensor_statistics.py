@@ -73,15 +73,18 @@ def summarize(tensor: Tensor) -> TensorStatistics:
     minimum, maximum = math.inf, -math.inf
     zeros = nan = inf = 0
     hashes = torch.zeros(matrix.shape[0], dtype=torch.int64) if tensor.ndim >= 2 else None
+    alive = torch.zeros(matrix.shape[0], dtype=torch.bool)  # rows with an entry that is not zero
     for row, column, stored in tiles(matrix):
-        if _is_zero(stored):  # needs no float64 copy, and contributes 0 to the hash
+        if is_zero(stored):  # needs no float64 copy, and contributes 0 to the hash
             tile_mean, tile_squares, low, high, size = 0.0, 0.0, 0.0, 0.0, stored.numel()
             zeros += size
         else:
             tile = to_float64(stored)
             if hashes is not None:
                 hashes[row : row + len(tile)] += _hash_rows(tile, column)
-            zeros += tile.numel() - int(torch.count_nonzero(tile))
+            nonzero = int(torch.count_nonzero(tile))
+            zeros += tile.numel() - nonzero
+            alive[row : row + len(tile)] |= True if nonzero == tile.numel() else (tile != 0).any(dim=1)
             low, high = (float(bound) for bound in tile.aminmax())
             if not (math.isfinite(low) and math.isfinite(high)):
                 nan += int(tile.isnan().sum())
@@ -106,8 +109,7 @@ def summarize(tensor: Tensor) -> TensorStatistics:
         norm = _scaled_norm(matrix, magnitude)
     zero_rows = repeated = None
     if hashes is not None:
-        all_zero = zeros == matrix.numel()  # nothing to compare then, in a tensor that may be huge
-        zero_rows, repeated = (len(matrix), 0) if all_zero else _count_repeated(matrix, hashes)
+        zero_rows, repeated = int((~alive).sum()), _count_repeated(matrix, hashes, alive)
     if not count:
         return TensorStatistics(norm, None, None, None, None, zeros, nan, inf, zero_rows, repeated)
     std = 0.0 if minimum == maximum else math.sqrt(squares / count)
@@ -116,17 +118,18 @@ def summarize(tensor: Tensor) -> TensorStatistics:
 
 
 def count_zeros(tensor: Tensor) -> int:
-    """Count the entries equal to zero; of any real dtype, also those for which PyTorch has no such function."""
+    """Count the entries equal to zero, of any real dtype (PyTorch's own function lacks some)."""
     return sum(
         tile.numel() - int(torch.count_nonzero(to_float64(tile))) for _, _, tile in tiles(unfold_rows(tensor))
     )
 
 
-def _is_zero(tile: Tensor) -> bool:
+def is_zero(tile: Tensor) -> bool:
+    """Tell whether all entries are zero; False is a safe answer and given where PyTorch cannot tell."""
     # A corner first: weights are rarely zero there, and then the tile is not read twice.
     try:
-        return not bool(tile[:1, :1].any()) and not bool(tile.any())
-    except (RuntimeError, NotImplementedError):  # float8 lacks `any`
+        return not torch.count_nonzero(tile[:1, :1]) and not torch.count_nonzero(tile)
+    except (RuntimeError, NotImplementedError):  # float8 lacks it
         return False
 
 
@@ -149,24 +152,21 @@ def _hash_rows(tile: Tensor, column: int) -> Tensor:
     return ((bits ^ (bits >> 32)) * coefficients).sum(dim=1)
 
 
-def _count_repeated(matrix: Tensor, hashes: Tensor) -> tuple[int, int]:
-    """Return (zero rows, nonzero rows equal to an earlier one); only rows of equal hash are compared."""
-    order = hashes.argsort(stable=True)
-    values, sizes = torch.unique_consecutive(hashes[order], return_counts=True)
+def _count_repeated(matrix: Tensor, hashes: Tensor, alive: Tensor) -> int:
+    """Count the nonzero rows that equal an earlier one; only rows of equal hash are compared."""
+    order = alive.nonzero().flatten()
+    order = order[hashes[order].argsort(stable=True)]
+    _, sizes = torch.unique_consecutive(hashes[order], return_counts=True)
     starts = sizes.cumsum(0) - sizes
-    zero_rows = repeated = 0
-    for index in ((sizes > 1) | (values == 0)).nonzero().flatten().tolist():
+    repeated = 0
+    for index in (sizes > 1).nonzero().flatten().tolist():
         start = int(starts[index])
         members = order[start : start + int(sizes[index])]
-        if int(values[index]) == 0:
-            empty = _equal_rows(matrix, members, torch.zeros(matrix.shape[1], dtype=torch.float64))
-            zero_rows += int(empty.sum())
-            members = members[~empty]
         while len(members) > 1:  # more than once only if different rows share a hash
             equal = _equal_rows(matrix, members[1:], to_float64(matrix[int(members[0])]))
             repeated += int(equal.sum())
             members = members[1:][~equal]
-    return zero_rows, repeated
+    return repeated
 
 
 def _equal_rows(matrix: Tensor, members: Tensor, row: Tensor) -> Tensor:

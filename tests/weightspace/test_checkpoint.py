@@ -1,4 +1,4 @@
-"""Checkpoints: every readable kind opens; every bad file ends in one line naming it, and nothing is executed."""
+"""Every readable kind of checkpoint opens; every bad file ends in one line, and nothing is executed."""
 
 import json
 import os
@@ -194,8 +194,8 @@ def test_a_pickle_that_contains_itself_ends(tmp_path):
 def test_npz(tmp_path):
     arrays = {"w": np.arange(6, dtype=">f4").reshape(2, 3), "n": np.array([1, 2], dtype=np.uint16)}
     np.savez(tmp_path / "x.npz", **arrays)
-    assert_same(open_checkpoint(tmp_path / "x.npz"),
-                {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([1, 2]).to(torch.uint16)})  # fmt: skip
+    expected = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([1, 2]).to(torch.uint16)}
+    assert_same(open_checkpoint(tmp_path / "x.npz"), expected)
 
 
 @pytest.mark.parametrize("file", REAL_FILES)
@@ -298,7 +298,7 @@ def test_git_lfs_pointer_names_its_remedy(tmp_path):
         ({"a": {"dtype": "F32", "shape": [2]}}, {}, "broken"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, {}, "broken"),
         ({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, {"data": bytes(8)}, "broken"),
-        ({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}, {"data": bytes(8)}, "broken"),
+        ({"a": {"dtype": "F32", "shape": [2**63], "data_offsets": [0, 8]}}, {"data": bytes(8)}, "broken"),
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, {"data": bytes(9)}, "broken"),
         ({"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}}, {"data": bytes(8)}, "X9"),
         ({"__metadata__": {"a": 1}}, {}, "text"),
@@ -322,7 +322,7 @@ def test_overlapping_tensors_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "shard",
-    ["../secret.safetensors", "/etc/secret.safetensors", "a/../../secret.safetensors", "..\\secret.safetensors",
+    ["../secret.safetensors", "/etc/secret.safetensors", "a/../../secret.safetensors", "..\\secret.bin",
      "C:\\secret.safetensors", "C:secret.safetensors", "a\0.safetensors", ""],
 )  # fmt: skip
 def test_a_shard_outside_the_folder_is_refused(tmp_path, shard):
@@ -373,7 +373,8 @@ def test_missing_paths_folders_and_kinds(tmp_path):
 
 def test_write_round_trips_views_and_shared_storage(tmp_path):
     base = torch.arange(24.0).reshape(4, 6)
-    tensors = {"base": base, "same": base, "transpose": base.T, "row": base[1], "part": base[:2], "every": base[:, ::2],
+    tensors = {"base": base, "same": base, "transpose": base.T, "row": base[1], "part": base[:2],
+               "every": base[:, ::2],
                "empty": torch.zeros(0, 3), "gradient": torch.ones(2, requires_grad=True)}  # fmt: skip
     path = tmp_path / "x.safetensors"
     write_safetensors(path, tensors, {"key": "value"})
@@ -407,7 +408,7 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, tensors, metadata):
 def test_failures_leave_the_old_file_and_nothing_else(tmp_path, error, expected):
     path = tmp_path / "x.txt"
     write_text(path, "old")
-    with pytest.raises(expected), write_atomically(path) as temporary:
+    with pytest.raises(expected), write_atomically(path) as temporary:  # noqa: PT012
         temporary.write_text("half")
         raise error
     assert path.read_text() == "old"

@@ -13,11 +13,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers
 
 GPT2 = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
 LLAMA = {
-    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
     "max_position_embeddings": 64,
 }  # fmt: skip
 VIT = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 8,
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "image_size": 8,
     "patch_size": 4,
 }  # fmt: skip
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
@@ -42,23 +44,35 @@ def assert_same(model, network, tolerance=2e-6):
     images = "ViT" in type(model).__name__
     module = network.to_module()
     for batch in (1, 3):
-        x = torch.randn(batch, 3, 8, 8) if images else torch.randint(0, 50, (batch, network.inputs[0].shape[1]))
+        x = (
+            torch.randn(batch, 3, 8, 8)
+            if images
+            else torch.randint(0, 50, (batch, network.inputs[0].shape[1]))
+        )
         with torch.no_grad():
             expected, found = model(x)[0], module(x)
         found = found[0] if isinstance(found, tuple) else found
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+        torch.testing.assert_close(
+            found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
+        )
 
 
 CASES = [
     ("GPT2LMHeadModel", {}),
     ("GPT2LMHeadModel", {"tie_word_embeddings": False}),
-    ("GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 20, "activation_function": "relu"}),
+    (
+        "GPT2LMHeadModel",
+        {"scale_attn_by_inverse_layer_idx": True, "n_inner": 20, "activation_function": "relu"},
+    ),
     ("GPT2LMHeadModel", {"scale_attn_weights": False, "activation_function": "gelu", "n_positions": 5}),
     ("GPT2Model", {"layer_norm_epsilon": 1e-3, "activation_function": "silu"}),
     ("LlamaForCausalLM", {}),
     ("LlamaForCausalLM", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
     ("LlamaForCausalLM", {"num_key_value_heads": 1, "head_dim": 6, "attention_bias": True, "mlp_bias": True}),
-    ("LlamaForCausalLM", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rms_norm_eps": 1e-3}),
+    (
+        "LlamaForCausalLM",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rms_norm_eps": 1e-3},
+    ),
     ("LlamaModel", {"hidden_act": "gelu"}),
     ("ViTForImageClassification", {"num_labels": 7}),
     ("ViTForImageClassification", {"qkv_bias": False, "hidden_act": "relu", "patch_size": 2}),

@@ -27,7 +27,7 @@ def generator(seed):
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
 
 
 def with_singular_values(rows, columns, values, seed=0):
@@ -61,12 +61,10 @@ def test_singular_values_equal_those_of_scipy(shape, dtype):
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-8, 1.0, 1e8, 1e200])
 def test_wide_spectra_keep_their_small_values_at_every_scale(scale):
-    planted = 10.0 ** -torch.arange(0.0, 12.0)
+    planted = 10.0 ** -torch.arange(0, 12, dtype=torch.float64)
     matrix = with_singular_values(20, 30, planted) * scale
     row = inspect_tensor("w", matrix)
-    assert torch.tensor(row.singular_values)[:12].double() / scale == pytest.approx(
-        planted.double(), rel=1e-3
-    )
+    np.testing.assert_allclose(np.array(row.singular_values[:12]) / scale, planted, rtol=1e-3)
     assert row.norm == pytest.approx(scale * math.sqrt(float((planted**2).sum())), rel=1e-12)
     assert row.spectral_norm == pytest.approx(scale, rel=1e-12)
     assert row.rank == 12
@@ -121,7 +119,7 @@ def test_norms_above_the_limit_are_estimates_from_below(shape, monkeypatch):
     row = inspect_tensor("w", matrix, largest_spectrum=40)
     exact = float(scipy.linalg.svdvals(matrix.double().numpy())[0])
     assert row.spectral_norm_is_estimate
-    assert exact * (1 - 1e-3) <= row.spectral_norm <= exact * (1 + 1e-12)
+    assert exact * (1 - 1e-3) <= row.spectral_norm <= exact * (1 + 1e-6)
     assert row.singular_values is row.alpha is row.rank is row.condition is None
     assert "60 > 40" in row.note
     assert "~" in Inspection("x", (row,), inspect({}).totals).to_table()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,9 +82,12 @@ def graph_figure(graph: ParameterGraph) -> Figure:
         ]
     )
     weights = graph.edge_features[:, 0].double().numpy()
-    chosen = np.argsort(-np.abs(weights), kind="stable")[:EDGES_DRAWN][::-1]
-    source, target = graph.edge_index[:, chosen].numpy()
-    strength = np.abs(weights[chosen]) / max(np.abs(weights).max(initial=0.0), 1e-300)
+    ends = np.cumsum([a * b for a, b in pairwise(graph.layer_sizes)])
+    largest = np.array([np.abs(layer).max(initial=1e-300) for layer in np.split(weights, ends[:-1])])
+    strength = np.abs(weights) / np.repeat(largest, np.diff(ends, prepend=0))  # 1 for the largest of each layer
+    chosen = np.argsort(-strength, kind="stable")[:EDGES_DRAWN][::-1]  # the largest is drawn last, on top
+    source, target = graph.edge_index.numpy()[:, chosen]
+    strength = strength[chosen]
     colors = np.zeros((len(chosen), 4))
     colors[:] = [0x21 / 255, 0x66 / 255, 0xAC / 255, 1.0]
     colors[weights[chosen] > 0] = [0xB2 / 255, 0x18 / 255, 0x2B / 255, 1.0]
@@ -100,6 +104,7 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.2, len(labels) - 0.8)
+    axes.tick_params(bottom=False)
     return figure
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from weightspace.errors import WeightspaceError
 from weightspace.graph import encode
+from weightspace.inspection import TensorRow
 from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
 from weightspace.report.figures import graph_figure, picture, spectra_figure
 
@@ -48,30 +49,26 @@ def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
 def layers(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     """One row per tensor, and the singular values drawn."""
     blocks: list[Block] = []
-    data, gaps = {}, []
+    data = {}
     for subject in subjects:
         rows = subject.inspection.rows
         shown = [_row(row) for row in rows[:ROWS_SHOWN]]
         more = f" The first {ROWS_SHOWN} of {len(rows)}; all are in report.json." if len(rows) > ROWS_SHOWN else ""
-        headers = ["tensor", "shape", "dtype", "norm", "spectral norm", "stable rank", "alpha", "KS", "dead", "NaN/Inf"]
+        headers = ["tensor", "shape", "dtype", "norm", "spectral norm", "stable rank", "alpha", "KS", "dead", "NaN/Inf", "note"]
         blocks.append(Table(headers, shown, caption=f"{subject.name}.{more}"))
         spectra = {row.name: row.singular_values for row in rows if row.singular_values is not None}
         largest = sorted(spectra, key=lambda name: -len(spectra[name]))[:SPECTRA_SHOWN]
         if largest:
             figure = spectra_figure({name: [float(v) for v in spectra[name]] for name in spectra if name in largest})
             blocks.append(picture(figure, f"Singular values of {subject.name}."))
-        for row in rows:
-            if row.note:
-                gaps.append(Gap(subject.name, f"tensor {row.name}", row.note))
         data[subject.name] = json.loads(subject.inspection.to_json(singular_values=True))
-    return Section("Layers", "layers", blocks, data, gaps)
+    return Section("Layers", "layers", blocks, data)
 
 
-def _row(row) -> list[str]:
+def _row(row: TensorRow) -> list[str]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.4g}"
 
-    broken = "-" if row.nan is None else (f"{row.nan}/{row.inf}" if row.nan or row.inf else "0")
     return [
         row.name,
         " x ".join(map(str, row.shape)) or "scalar",
@@ -82,7 +79,8 @@ def _row(row) -> list[str]:
         number(row.alpha),
         number(row.alpha_ks),
         "-" if row.dead_units is None else str(row.dead_units),
-        broken,
+        f"{row.nan}/{row.inf}" if row.nan or row.inf else "0",
+        row.note,
     ]
 
 
@@ -109,8 +107,8 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             gaps.append(Gap(subject.name, "drawing of the parameter graph", f"{count} neurons are too many to draw"))
             continue
         caption = (
-            f"{subject.name}: neurons by layer, colored by bias, and the largest of "
-            f"{graph.edge_index.shape[1]:,} weights (red positive, blue negative)."
+            f"{subject.name}: neurons by layer, colored by bias, and the weights that are largest "
+            f"for their layer, of {graph.edge_index.shape[1]:,} (red positive, blue negative)."
         )
         blocks.append(picture(graph_figure(graph), caption, form="png"))
     return Section("Neurons and weights", "neurons", blocks, data, gaps)

@@ -1,0 +1,50 @@
+"""The report's section on bilinear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from interp.decomposition import decompose
+from interp.plots import eigenvector_figure
+from weightspace import operations as op
+from weightspace.errors import WeightspaceError
+from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
+from weightspace.report.figures import picture
+
+INTRODUCTION = (
+    "Each output of a bilinear layer is a quadratic form of the input: sum of eigenvalue x (eigenvector . input)^2, "
+    "exactly, plus linear and constant parts. The eigenvectors below are read from the weights alone, without data."
+)
+SHOWN = 3
+
+
+def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
+    """Decompose the bilinear layer of every network that has a product of two values."""
+    blocks: list[Block] = []
+    data, gaps = {}, []
+    for subject in subjects:
+        network = subject.network
+        if network is None or not any(isinstance(node.operation, op.Multiply | op.Bilinear) for node in network.nodes):
+            continue
+        try:
+            decomposition = decompose(network)
+        except WeightspaceError as error:
+            gaps.append(Gap(subject.name, "bilinear layer", str(error)))
+            continue
+        values, ranks = decomposition.values, decomposition.effective_rank
+        rows = [
+            [f"{subject.name}, output {unit}", f"{float(ranks[unit]):.3g}", ", ".join(f"{v:.4g}" for v in leading)]
+            for unit, leading in enumerate(values[:, :6].tolist())
+        ]
+        blocks += [
+            picture(eigenvector_figure(decomposition, shown=SHOWN), f"Leading eigenvectors of {subject.name}.", form="png"),
+            Table(["output", "effective rank", "leading eigenvalues"], rows),
+        ]
+        data[subject.name] = {
+            "values": values.tolist(),
+            "effective_rank": ranks.tolist(),
+            "residual": float(decomposition.residual),
+        }
+    if blocks:
+        blocks.insert(0, Text(INTRODUCTION))
+    return Section("What a bilinear layer computes", "bilinear", blocks, data, gaps)

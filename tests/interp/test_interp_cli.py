@@ -1,0 +1,74 @@
+"""`weightspace decompose`: what it writes and how it fails."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import interp
+import weightspace
+from interp.cli import app
+from weightspace.layers import BilinearMLP
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return BilinearMLP(16, 5, 3, residual=True)
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    weightspace.trace(model, torch.zeros(2, 16)).save(tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def test_writes_numbers_vectors_and_picture(model, file, tmp_path):
+    out = tmp_path / "new" / "folder"
+    result = runner.invoke(app, [str(file), "-o", str(out), "--top", "4", "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    printed = json.loads(result.output)
+    expected = interp.decompose(model, top=4)
+    stored = json.loads((out / "decomposition.json").read_text())
+    assert stored["values"] == printed["values"] == expected.values.tolist()
+    assert stored["clusters"] == [[list(c) for c in clusters] for clusters in expected.clusters]
+    assert stored["effective_rank"] == expected.effective_rank.tolist()
+    assert torch.equal(load_file(out / "vectors.safetensors")["vectors"], expected.vectors)
+    names = {"decomposition.json", "vectors.safetensors"}
+    try:
+        import matplotlib  # noqa: F401
+
+        names.add("eigenvectors.png")
+    except ImportError:
+        pass
+    assert {path.name for path in out.iterdir()} == names
+
+
+def test_text_and_architecture(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    (tmp_path / "build.py").write_text(
+        "from weightspace.layers import BilinearMLP\n\n"
+        "def build():\n    return BilinearMLP(16, 5, 3, residual=True)\n"
+    )
+    arguments = [str(tmp_path / "state.pt"), "-o", str(tmp_path / "out")]
+    result = runner.invoke(
+        app, [*arguments, "--architecture", f"{tmp_path / 'build.py'}:build"], catch_exceptions=False
+    )
+    assert result.exit_code == 0
+    assert "Decomposition(3 directions" in result.output
+    assert "wrote" in result.output
+
+
+def test_errors_propagate(file, tmp_path):
+    result = runner.invoke(app, [str(tmp_path / "missing.safetensors"), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, weightspace.CheckpointError)
+    result = runner.invoke(app, [str(file), "-o", str(file)])
+    assert isinstance(result.exception, weightspace.OutputError)
+    weightspace.trace(BilinearMLP(4, 3, 2, layers=2), torch.zeros(2, 4)).save(tmp_path / "deep.safetensors")
+    result = runner.invoke(app, [str(tmp_path / "deep.safetensors"), "-o", str(tmp_path / "out")])
+    assert isinstance(result.exception, weightspace.UnsupportedOperationError)
+    assert not (tmp_path / "out").exists()
