@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from interp.decomposition import decompose
-from interp.plots import eigenvector_figure
+from interp.plots import eigenvector_figure, image_shape
 from weightspace import operations as op
 from weightspace.errors import WeightspaceError
 from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
@@ -36,10 +36,10 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             [f"{subject.name}, output {unit}", f"{float(ranks[unit]):.3g}", ", ".join(f"{v:.4g}" for v in leading)]
             for unit, leading in enumerate(values[:, :6].tolist())
         ]
-        blocks += [
-            picture(eigenvector_figure(decomposition, shown=SHOWN), f"Leading eigenvectors of {subject.name}.", form="png"),
-            Table(["output", "effective rank", "leading eigenvalues"], rows),
-        ]
+        if image_shape(decomposition) is not None:
+            figure = eigenvector_figure(decomposition, shown=SHOWN)
+            blocks.append(picture(figure, f"Leading eigenvectors of {subject.name}, by output.", form="png"))
+        blocks.append(Table(["output", "effective rank", "leading eigenvalues"], rows))
         data[subject.name] = {
             "values": values.tolist(),
             "effective_rank": ranks.tolist(),

@@ -32,6 +32,7 @@ class NetworkBuilder:
         self.nodes: dict[str, Node] = {}
         self.meta: dict[str, Meta] = {}
         self._values: dict[str, str] = {}
+        self._constants: list[str] = []
 
     def parameter(self, name: str, tensor: Tensor, *, trained: bool = True) -> str:
         """Add a tensor under `name`, which must be new, and return the name.
@@ -46,19 +47,17 @@ class NetworkBuilder:
             self.buffers.add(name)
         return name
 
-    def constant(self, tensor: Tensor, name: str = "constant") -> str:
+    def constant(self, tensor: Tensor) -> str:
         """Add a tensor that is no part of the checkpoint and return the node that yields it."""
-        for known in self.buffers:
+        for known in self._constants:
             other = self.parameters[known]
-            if (
-                known.startswith(name)
-                and other.dtype == tensor.dtype
-                and other.shape == tensor.shape
-                and torch.equal(other, tensor)
-            ):
+            if other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor):
                 return self.value(known)
-        index = sum(known.startswith(name) for known in self.parameters)
-        return self.value(self.parameter(f"{name}_{index}", tensor, trained=False))
+        index = len(self._constants)
+        while (unique := f"constant_{index}") in self.parameters:
+            index += 1
+        self._constants.append(self.parameter(unique, tensor, trained=False))
+        return self.value(unique)
 
     def value(self, parameter: str) -> str:
         """Return the node that yields a parameter as a value, made at its first use."""
@@ -146,7 +145,7 @@ class NetworkBuilder:
         parameters = {
             name: tensor
             for name, tensor in self.parameters.items()
-            if name in used or not name.startswith("constant_")
+            if name in used or name not in self._constants
         }
         return Network(
             kept,

@@ -50,6 +50,11 @@ def read_onnx(path: str | Path) -> Network:
         raise CheckpointError(f"{path}: {error}") from error
     except (ArchitectureError, UnsupportedOperationError) as error:
         raise ArchitectureError(f"{path}: {error}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+        reason = (str(error).strip() or "no reason given").splitlines()[0]
+        raise CheckpointError(
+            f"{path}: the file does not follow the format ({type(error).__name__}: {reason}); export it again"
+        ) from error
 
 
 def _parse(path: Path) -> Any:

@@ -12,7 +12,8 @@ from weightspace.aten import Value
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import ArchitectureError, CheckpointError, UnsupportedOperationError
 from weightspace.network import Network
-from weightspace.onnx_reader import DTYPES, Known, OnnxCall, OnnxReader
+from weightspace.onnx_reader import OnnxReader
+from weightspace.onnx_values import DTYPES, Known, OnnxCall
 
 _OLDEST_OPSET = 7  # before it, broadcasting was an attribute
 
@@ -174,7 +175,7 @@ def _input_shape(entry: Any, graph: Any, initializers: Mapping[str, Known]) -> t
             if size is None:
                 raise ArchitectureError(
                     f"axis {axis} ({dim.dim_param or 'unnamed'}) of input {name!r} is open, and only axis 0, "
-                    "the batch, may be; fix its size with onnx.tools.update_model_dims.update_inputs_outputs_dims"
+                    "the batch, may be; fix its size with onnx.tools.update_model_dims"
                 )
         shape.append(size)
     return shape, dtype
@@ -226,7 +227,7 @@ def read_nodes(reader: OnnxReader, nodes: Sequence[Any], used: set[str]) -> None
 
 def _read_branch(reader: OnnxReader, node: Any, attributes: Mapping[str, Any], used: set[str]) -> bool:
     """Read the branch of an If whose condition is known; False when it depends on the input."""
-    condition = reader.environment.get(node.input[0])
+    condition = reader.environment.get(node.input[0]) if node.input else None
     if not isinstance(condition, Known) or condition.array.size != 1:
         return False
     branch = attributes["then_branch" if condition.array.reshape(())[()] else "else_branch"]
@@ -309,6 +310,8 @@ def _attribute(attribute: Any) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, float):
         return _shortest(value)
+    if value is None:
+        raise ArchitectureError(f"attribute {attribute.name!r} has no type; export the model again")
     if isinstance(value, int) or hasattr(value, "DESCRIPTOR"):
         return value
     return [

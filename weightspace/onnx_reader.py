@@ -12,62 +12,19 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from weightspace.aten import NotStaticError, Value
 from weightspace.builder import BATCHES, NetworkBuilder
-from weightspace.errors import ArchitectureError, UnsupportedOperationError
+from weightspace.errors import ArchitectureError
+from weightspace.onnx_folding import LARGEST_SIZES, fold
+from weightspace.onnx_values import DTYPES, Known, NotConstantError, OnnxCall, Sizes, to_tensor
 from weightspace.operations import Expand, Linear, Opaque, Operation
 
-_RANDOM = {
-    "RandomNormal",
-    "RandomUniform",
-    "RandomNormalLike",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-}
-_LARGEST_FOLDED = 2**28  # elements; a few bytes of a hostile file must not ask for the whole memory
-_LARGEST_SIZES = 1024
 _INLINE = 64  # constants up to this size are written into the description of an opaque operation
-
-
-class NotConstantError(Exception):
-    """A rule needs a constant where the graph computes a value; the operation becomes opaque."""
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """An array that depends on no input. `transposed_of` is the weight it is the transpose of, if any."""
-
-    array: np.ndarray
-    name: str
-    trained: bool = False
-    transposed_of: Known | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Sizes:
-    """An array computed from the batch size: its values at the two sizes of `builder.BATCHES`."""
-
-    arrays: tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True, eq=False)
-class OnnxCall:
-    """One node of the graph; `wanted` are the positions of the outputs that something uses."""
-
-    kind: str
-    inputs: tuple[Any, ...]
-    attributes: Mapping[str, Any]
-    outputs: tuple[str, ...]
-    wanted: tuple[int, ...]
-    proto: Any
 
 
 class OnnxReader:
@@ -183,6 +140,8 @@ class OnnxReader:
             return tuple(int(n) for n in value)
         if not isinstance(value, Known):
             raise NotConstantError
+        if value.array.dtype.kind not in "iub":
+            raise ArchitectureError(f"integers are needed, not an array of {value.array.dtype}")
         return tuple(int(n) for n in value.array.reshape(-1))
 
     def pairs(self, value: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -258,7 +217,7 @@ class OnnxReader:
         from weightspace.onnx_rules import RULES
 
         if not call.proto.domain:
-            folded = self._fold(call)
+            folded = fold(call, self.domains)
             if folded is not None:
                 return folded
             rule = RULES.get(call.kind)
@@ -275,79 +234,6 @@ class OnnxReader:
                 if result is not NotImplemented and all(position < len(results) for position in call.wanted):
                     return results
         return self._opaque(call)
-
-    # ---- constants ---------------------------------------------------------------------------------------
-
-    def _fold(self, call: OnnxCall) -> Sequence[Any] | None:
-        """Evaluate a node that depends on no input, or on nothing but the batch size."""
-        given = [value for value in call.inputs if value is not None]
-        if call.kind in _RANDOM or not all(isinstance(value, Known | Sizes) for value in given):
-            return None
-        if call.kind in ("Identity", "Dropout") and given:
-            return [given[0]]
-        if any(
-            attribute.type in (5, 10) for attribute in call.proto.attribute
-        ):  # subgraphs have a rule, or are opaque
-            return None
-        if not any(isinstance(value, Sizes) for value in given):
-            arrays = self._evaluate(call, [None if v is None else v.array for v in call.inputs])
-            if arrays is None:
-                return None
-            source = given[0] if call.kind == "Transpose" and given[0].array.ndim == 2 else None
-            trained = any(value.trained for value in given)
-            return [
-                Known(array, name or "constant", trained and array.dtype.kind in "fV", source)
-                if isinstance(array, np.ndarray)
-                else None
-                for name, array in zip(call.outputs, arrays, strict=False)
-            ]
-        if any(
-            array.size > _LARGEST_SIZES for v in given for array in (v.arrays if isinstance(v, Sizes) else ())
-        ):
-            return None
-        both = [
-            self._evaluate(
-                call, [v.arrays[which] if isinstance(v, Sizes) else v and v.array for v in call.inputs]
-            )
-            for which in range(2)
-        ]
-        if both[0] is None or both[1] is None:
-            return None
-        results: list[Any] = []
-        for name, first, second in zip(call.outputs, both[0], both[1], strict=False):
-            if first.shape != second.shape or first.size > _LARGEST_SIZES:
-                return None
-            same = np.array_equal(first, second)
-            results.append(Known(first, name) if same else Sizes((first, second)))
-        return results
-
-    def _evaluate(self, call: OnnxCall, arrays: Sequence[np.ndarray | None]) -> Sequence[Any] | None:
-        """Run one node on arrays; None when the evaluator does not know it."""
-        import onnx
-        from onnx.reference import ReferenceEvaluator
-
-        _require_moderate(call, arrays)
-        names = [f"i{index}" if array is not None else "" for index, array in enumerate(arrays)]
-        node = onnx.NodeProto()
-        node.CopyFrom(call.proto)
-        del node.input[:], node.output[:]
-        node.input.extend(names)
-        outputs = [f"o{index}" if name else "" for index, name in enumerate(call.outputs)]
-        node.output.extend(outputs)
-        infos = [onnx.ValueInfoProto(name=name) for name in names if name]
-        wanted = [name for name in outputs if name]
-        graph = onnx.helper.make_graph(
-            [node], "node", infos, [onnx.ValueInfoProto(name=name) for name in wanted]
-        )
-        feeds = {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
-        try:
-            with np.errstate(all="ignore"):
-                found = dict(
-                    zip(wanted, ReferenceEvaluator(graph, opsets=self.domains).run(None, feeds), strict=True)
-                )
-        except Exception:  # the evaluator raises many kinds; the node then goes through the ordinary rules
-            return None
-        return [np.asarray(found[name]) if name else None for name in outputs]
 
     # ---- operations without a rule -----------------------------------------------------------------------
 
@@ -416,7 +302,7 @@ class OnnxReader:
                 array = value.array if isinstance(value, Known) else value.arrays[which]
                 number = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
                 types[name] = onnx.helper.make_tensor_type_proto(number, list(array.shape))
-                if array.size <= _LARGEST_SIZES:
+                if array.size <= LARGEST_SIZES:
                     data[name] = onnx.numpy_helper.from_array(array, name)
         domain = call.proto.domain
         try:
@@ -427,58 +313,3 @@ class OnnxReader:
             )
         except Exception:  # no schema (custom domain), or inference gave up: the file's own statement counts
             return {}
-
-
-# onnx.TensorProto.DataType
-DTYPES = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 4: torch.uint16, 5: torch.int16, 6: torch.int32,
-    7: torch.int64,
-    9: torch.bool, 10: torch.float16, 11: torch.float64, 12: torch.uint32, 13: torch.uint64,
-    14: torch.complex64,
-    15: torch.complex128, 16: torch.bfloat16, 17: torch.float8_e4m3fn, 19: torch.float8_e5m2,
-}  # fmt: skip
-
-
-def to_tensor(array: np.ndarray, name: str) -> Tensor:
-    """Return a copy of an array as a tensor.
-
-    Raises:
-        UnsupportedOperationError: text, or a number format torch lacks.
-    """
-    try:
-        if array.dtype.name == "bfloat16":
-            return torch.from_numpy(np.array(array.view(np.int16), order="C")).view(torch.bfloat16)
-        if array.dtype.name in ("float8_e4m3fn", "float8_e5m2"):
-            return torch.from_numpy(np.array(array.view(np.uint8), order="C")).view(
-                getattr(torch, array.dtype.name)
-            )
-        return torch.from_numpy(np.array(array, order="C"))
-    except TypeError as error:
-        raise UnsupportedOperationError(
-            f"the array {name!r} has dtype {array.dtype.name}, which torch has not; store it as float32"
-        ) from error
-
-
-def _require_moderate(call: OnnxCall, arrays: Sequence[np.ndarray | None]) -> None:
-    """Refuse to evaluate constants whose size, stated by a few numbers, is beyond reason."""
-    given = [array for array in arrays if array is not None]
-    size = 1.0
-    if call.kind in ("ConstantOfShape", "Expand"):
-        size = float(np.prod(given[-1].astype(float)))
-    elif call.kind == "Tile":
-        size = float(np.prod(given[-1].astype(float))) * given[0].size
-    elif call.kind == "Range":
-        start, limit, delta = (float(array) for array in given)
-        size = abs((limit - start) / delta) if delta else 0.0
-    elif call.kind in ("Resize", "Upsample", "Pad", "OneHot", "EyeLike"):
-        size = float(_LARGEST_FOLDED + 1) if max(array.size for array in given) > _LARGEST_SIZES else 1.0
-        if call.kind == "Pad" and len(given) > 1:
-            size = float(np.prod(np.array(given[0].shape) + np.abs(given[1].astype(float)).sum()))
-        elif call.kind in ("Resize", "Upsample", "OneHot"):
-            size = given[0].size * max(
-                float(np.abs(array.astype(float)).max(initial=1)) ** 4 for array in given[1:]
-            )
-    if not size <= _LARGEST_FOLDED:
-        raise ArchitectureError(
-            f"it would create a constant of {size:.3g} elements, more than {_LARGEST_FOLDED}"
-        )

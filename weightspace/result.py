@@ -37,7 +37,9 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         # O_EXCL: never write through a file or link that somebody else put there. Mode 0o666 is cut by the
         # umask, as for a plain open(); mkstemp would leave results that only their author can read.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # a library that put its own file there may have made it private
         # Opened for writing, since Windows refuses to sync a file opened for reading.
         with open(temporary, "r+b") as file:
             os.fsync(file.fileno())

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from weightspace.errors import ArchitectureError
 from weightspace.network import Network
+from weightspace.operations import Parameter
 
 TOLERANCE = 1e-9  # largest change of the function, relative to its size, that float64 rounding explains
 
@@ -146,13 +147,18 @@ def _verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
 
 
 def _varied(network: Network, generator: torch.Generator) -> Network:
-    """Disturb every floating tensor, so that running statistics of 0 and 1 or zero biases hide nothing."""
+    """Disturb every floating tensor, so that running statistics of 0 and 1 or zero biases hide nothing.
+
+    Constants of the program (masks, scale factors) stay: another value may not make sense there.
+    """
+    values = {name for node in network.nodes if isinstance(node.operation, Parameter) for name in node.operation.parameters.values()}
+    constants = values & network.buffers
     return network.replace_parameters(
         {
             name: tensor * (1 + 0.1 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
             + 0.01 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
             for name, tensor in network.parameters.items()
-            if tensor.is_floating_point() and not name.startswith("constant_")
+            if tensor.is_floating_point() and name not in constants
         }
     )
 

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 
 from weightspace import operations as op
-from weightspace.onnx_reader import Known, OnnxReader
+from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_rules.registry import Rule, registrar
+from weightspace.onnx_values import Known
 
 RULES: dict[str, Rule] = {}
 _rule = registrar(RULES)

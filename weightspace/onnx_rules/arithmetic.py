@@ -9,9 +9,10 @@ import torch
 
 from weightspace import operations as op
 from weightspace.aten import Value
-from weightspace.onnx_reader import DTYPES, Known, OnnxReader
+from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_rules.fusion import fused_product
 from weightspace.onnx_rules.registry import Rule, registrar
+from weightspace.onnx_values import DTYPES, Known
 
 RULES: dict[str, Rule] = {}
 _rule = registrar(RULES)

@@ -11,7 +11,8 @@ from typing import Any
 
 from weightspace import operations as op
 from weightspace.aten import Value
-from weightspace.onnx_reader import Known, OnnxReader
+from weightspace.onnx_reader import OnnxReader
+from weightspace.onnx_values import Known
 
 
 def fused_product(reader: OnnxReader, a: Any, b: Any) -> Value | None:

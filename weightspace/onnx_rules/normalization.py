@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from weightspace import operations as op
-from weightspace.onnx_reader import Known, OnnxReader
+from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_rules.registry import Rule, registrar
+from weightspace.onnx_values import Known
 
 RULES: dict[str, Rule] = {}
 _rule = registrar(RULES)

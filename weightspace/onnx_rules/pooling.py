@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from weightspace import operations as op
-from weightspace.onnx_reader import Known, OnnxReader
+from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_rules.affine import pad_amounts, paddings
 from weightspace.onnx_rules.registry import Rule, registrar
+from weightspace.onnx_values import Known
 
 RULES: dict[str, Rule] = {}
 _rule = registrar(RULES)

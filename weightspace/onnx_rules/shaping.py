@@ -10,8 +10,9 @@ import numpy as np
 from weightspace import operations as op
 from weightspace.aten import NotStaticError
 from weightspace.errors import ArchitectureError
-from weightspace.onnx_reader import Known, OnnxReader, Sizes
+from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_rules.registry import Rule, registrar
+from weightspace.onnx_values import Known, Sizes
 
 RULES: dict[str, Rule] = {}
 _rule = registrar(RULES)
