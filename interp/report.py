@@ -24,7 +24,9 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     data, gaps = {}, []
     for subject in subjects:
         network = subject.network
-        if network is None or not any(isinstance(node.operation, op.Multiply | op.Bilinear) for node in network.nodes):
+        if network is None or not any(
+            isinstance(node.operation, op.Multiply | op.Bilinear) for node in network.nodes
+        ):
             continue
         try:
             decomposition = decompose(network)
@@ -33,7 +35,11 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             continue
         values, ranks = decomposition.values, decomposition.effective_rank
         rows = [
-            [f"{subject.name}, output {unit}", f"{float(ranks[unit]):.3g}", ", ".join(f"{v:.4g}" for v in leading)]
+            [
+                f"{subject.name}, output {unit}",
+                f"{float(ranks[unit]):.3g}",
+                ", ".join(f"{v:.4g}" for v in leading),
+            ]
             for unit, leading in enumerate(values[:, :6].tolist())
         ]
         if image_shape(decomposition) is not None:

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit codes, one line per error, JSON, files written whole or not at all."""
 
+import itertools
 import json
 import os
 import pickle
@@ -34,7 +35,7 @@ def fails(*arguments: object, code: int = 2) -> str:
 
 def mlp(seed: int, *sizes: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:])]
+    layers = [nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
     return {f"{i}.{k}": t.detach() for i, layer in enumerate(layers) for k, t in layer.state_dict().items()}
 
 

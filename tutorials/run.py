@@ -17,7 +17,9 @@ def main() -> int:
     for path in sorted(folder.glob("[0-9]*.py")):
         started = time.perf_counter()
         notebook = jupytext.read(path)
-        client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+        client = NotebookClient(
+            notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+        )
         try:
             client.execute()
         except CellExecutionError as error:

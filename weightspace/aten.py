@@ -66,7 +66,7 @@ class NotStaticError(ArchitectureError):
     """A symbolic size or a mutation that the calls cannot express; tracing again in another way may help."""
 
 
-_INTEGER_FUNCTIONS: dict[str, Callable[..., int]] = {
+_INTEGER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -96,7 +96,9 @@ class AtenReader:
     def add(self, operation: Any, *inputs: Any) -> Value:
         """Add an operation on values, weights or constants."""
         nodes = [self.node(value) for value in inputs]
-        name = self.label if self.label not in self.builder.nodes else f"{self.label}.{operation.kind.lower()}"
+        name = (
+            self.label if self.label not in self.builder.nodes else f"{self.label}.{operation.kind.lower()}"
+        )
         return Value(self.builder.add(operation, *nodes, name=name))
 
     def node(self, value: Any) -> str:

@@ -57,7 +57,12 @@ def _matmul(reader: AtenReader, self, other=None, mat2=None, vec=None):
     first, second = self, next(value for value in (other, mat2, vec) if value is not None)
     if _is_weight(second) and not _is_weight(first) and len(reader.shape(second)) == 2:
         return reader.add(op.Linear(weight=second.name, transposed=not second.transposed), first)
-    if _is_weight(first) and not _is_weight(second) and len(reader.shape(first)) == 2 and len(reader.shape(second)) == 1:
+    if (
+        _is_weight(first)
+        and not _is_weight(second)
+        and len(reader.shape(first)) == 2
+        and len(reader.shape(second)) == 1
+    ):
         return reader.add(op.Linear(weight=first.name, transposed=first.transposed), second)
     return reader.add(op.MatMul(), first, second)
 
@@ -93,7 +98,9 @@ def _conv_transpose(
 
 
 @_rule("convolution")
-def _convolution(reader: AtenReader, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
+def _convolution(
+    reader: AtenReader, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
+):
     name, bias_name = reader.weight(weight), reader.weight(bias)
     if name is None or (bias is not None and bias_name is None):
         return NotImplemented
@@ -216,10 +223,20 @@ def _log_softmax(reader: AtenReader, self, dim, dtype=None, half_to_float=False)
 
 @_rule("scaled_dot_product_attention")
 def _attention(
-    reader: AtenReader, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    reader: AtenReader,
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
 ):
     masks = () if attn_mask is None else (attn_mask,)
-    return reader.add(op.Attention(causal=is_causal, scale=scale, grouped=enable_gqa), query, key, value, *masks)
+    return reader.add(
+        op.Attention(causal=is_causal, scale=scale, grouped=enable_gqa), query, key, value, *masks
+    )
 
 
 # ---- normalization ---------------------------------------------------------------------------------------
@@ -234,7 +251,10 @@ def _batch_norm(
     if training or names[2] is None or names[3] is None:
         return NotImplemented
     return reader.add(
-        op.BatchNorm(weight=names[0], bias=names[1], running_mean=names[2], running_var=names[3], epsilon=eps), input
+        op.BatchNorm(
+            weight=names[0], bias=names[1], running_mean=names[2], running_var=names[3], epsilon=eps
+        ),
+        input,
     )
 
 
@@ -244,10 +264,15 @@ def _batch_norm_inference(reader: AtenReader, input, weight, bias, running_mean,
 
 
 @_rule("layer_norm")
-def _layer_norm(reader: AtenReader, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=False):
+def _layer_norm(
+    reader: AtenReader, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=False
+):
     return reader.add(
         op.LayerNorm(
-            weight=reader.weight(weight), bias=reader.weight(bias), normalized_shape=tuple(normalized_shape), epsilon=eps
+            weight=reader.weight(weight),
+            bias=reader.weight(bias),
+            normalized_shape=tuple(normalized_shape),
+            epsilon=eps,
         ),
         input,
     )
@@ -263,7 +288,8 @@ def _rms_norm(reader: AtenReader, input, normalized_shape, weight=None, eps=None
 @_rule("group_norm")
 def _group_norm(reader: AtenReader, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=False):
     return reader.add(
-        op.GroupNorm(weight=reader.weight(weight), bias=reader.weight(bias), groups=num_groups, epsilon=eps), input
+        op.GroupNorm(weight=reader.weight(weight), bias=reader.weight(bias), groups=num_groups, epsilon=eps),
+        input,
     )
 
 
@@ -291,8 +317,8 @@ def _add(reader: AtenReader, self, other, alpha=1):
     number = _scalar(other)
     if number is not None:
         return reader.add(op.Scale(shift=number * alpha), self)
-    if _scalar(self) is not None:
-        return reader.add(op.Scale(factor=alpha, shift=_scalar(self)), other)
+    if (number := _scalar(self)) is not None:
+        return reader.add(op.Scale(factor=alpha, shift=number), other)
     return reader.add(op.Add(), self, other if alpha == 1 else reader.add(op.Scale(factor=alpha), other))
 
 
@@ -317,8 +343,8 @@ def _mul(reader: AtenReader, self, other):
     number = _scalar(other)
     if number is not None:
         return reader.add(op.Scale(factor=number), self)
-    if _scalar(self) is not None:
-        return reader.add(op.Scale(factor=_scalar(self)), other)
+    if (number := _scalar(self)) is not None:
+        return reader.add(op.Scale(factor=number), other)
     return reader.add(op.Multiply(), self, other)
 
 
@@ -355,7 +381,9 @@ RULES.update({name: _elementwise(name) for name in op.Elementwise.NAMES if name 
 
 @_rule("where")
 def _where(reader: AtenReader, condition, self=None, other=None):
-    return NotImplemented if self is None else reader.add(op.Elementwise(name="where"), condition, self, other)
+    return (
+        NotImplemented if self is None else reader.add(op.Elementwise(name="where"), condition, self, other)
+    )
 
 
 @_rule("masked_fill")
@@ -385,7 +413,9 @@ def _to(reader: AtenReader, self, dtype=None, other=None, **_):
     return reader.add(op.Cast(dtype=str(target).removeprefix("torch.")), self)
 
 
-@_rule("clone", "contiguous", "detach", "alias", "lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout")
+@_rule(
+    "clone", "contiguous", "detach", "alias", "lift_fresh_copy", "dropout", "feature_dropout", "alpha_dropout"
+)
 def _identity(reader: AtenReader, self=None, input=None, p=0.0, train=False, **_):
     return NotImplemented if train and p else (input if self is None else self)
 
@@ -435,7 +465,9 @@ def _flatten(reader: AtenReader, self, start_dim=0, end_dim=-1):
 @_rule("unflatten")
 def _unflatten(reader: AtenReader, self, dim, sizes):
     shape, axis = list(reader.shape(self)), reader.axis(self, dim)
-    return reader.add(op.Reshape(shape=_target(reader, self, [*shape[:axis], *sizes, *shape[axis + 1 :]])), self)
+    return reader.add(
+        op.Reshape(shape=_target(reader, self, [*shape[:axis], *sizes, *shape[axis + 1 :]])), self
+    )
 
 
 def _transpose(reader: AtenReader, value: Any, first: int, second: int) -> Any:
@@ -458,8 +490,9 @@ def _permute(reader: AtenReader, self, dims):
 
 
 @_rule("transpose", "swapaxes", "swapdims")
-def _transpose_axes(reader: AtenReader, self, dim0=None, dim1=None, axis0=None, axis1=None):
-    return _transpose(reader, self, dim0 if dim0 is not None else axis0, dim1 if dim1 is not None else axis1)
+def _transpose_axes(reader: AtenReader, self, **axes):
+    first, second = axes.values()  # dim0, dim1 or axis0, axis1
+    return _transpose(reader, self, first, second)
 
 
 @_rule("t", "numpy_T", "mT")
@@ -492,13 +525,15 @@ def _expand(reader: AtenReader, self, size, implicit=False):
     target = [-1 if n == have else n for n, have in zip(size, padded, strict=True)]
     if all(n == -1 for n in target):
         return self
-    moving = [axis for axis, n in enumerate(target) if isinstance(n, Symbol)]
+    moving = {axis: n.sizes for axis, n in enumerate(target) if isinstance(n, Symbol)}
     if not moving:
         return reader.add(op.Expand(shape=tuple(target)), self)
-    if len(moving) > 1 or target[moving[0]].sizes != BATCHES:
+    if list(moving.values()) != [BATCHES]:
         raise NotStaticError(f"{reader.label}: an expansion to {size} cannot follow the batch")
-    target[moving[0]] = -1
-    return reader.add(op.Expand(shape=tuple(target), batch_axis=moving[0]), self, reader.batch_source())
+    target = [-1 if axis in moving else n for axis, n in enumerate(target)]
+    return reader.add(
+        op.Expand(shape=tuple(target), batch_axis=next(iter(moving))), self, reader.batch_source()
+    )
 
 
 @_rule("slice")
@@ -537,7 +572,7 @@ def _pieces(reader: AtenReader, value: Any, dim: int, sizes: list[int]) -> list[
 
 @_rule("split_with_sizes", "split")
 def _split(reader: AtenReader, self, split_size=None, split_sizes=None, dim=0):
-    sizes = split_sizes if split_sizes is not None else split_size
+    sizes: Any = split_sizes if split_sizes is not None else split_size
     total = reader.shape(self)[reader.axis(self, dim)]
     if not isinstance(total, int):
         return NotImplemented

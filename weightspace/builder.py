@@ -98,7 +98,12 @@ class NetworkBuilder:
         return self._append(name or operation.kind.lower(), operation, inputs, (metas[0], metas[1]))
 
     def opaque(
-        self, operation: Opaque, inputs: Sequence[str], shape: Sequence[int | None], dtype: torch.dtype, name: str
+        self,
+        operation: Opaque,
+        inputs: Sequence[str],
+        shape: Sequence[int | None],
+        dtype: torch.dtype,
+        name: str,
     ) -> str:
         """Add an operation that cannot be run, with the shape and dtype its file states."""
         metas = tuple(

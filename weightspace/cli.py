@@ -16,7 +16,10 @@ from typer.core import TyperCommand, TyperGroup
 from weightspace.errors import WeightspaceError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "report": ("weightspace.report.cli:app", "Everything that applies to some checkpoints, as one HTML page."),
+    "report": (
+        "weightspace.report.cli:app",
+        "Everything that applies to some checkpoints, as one HTML page.",
+    ),
     "demo": ("weightspace.report.cli:app", "The report on the bundled checkpoints."),
     "inspect": ("weightspace.commands:app", "One row per tensor: norms, spectra, dead units, NaN."),
     "diff": ("weightspace.commands:app", "How two checkpoints differ, raw and modulo neuron order."),
@@ -51,7 +54,11 @@ def _load(name: str) -> Any:
 
 
 app = typer.Typer(
-    cls=LazyGroup, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, add_completion=False
+    cls=LazyGroup,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
 )
 
 

@@ -13,7 +13,9 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 File = Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint file or Hugging Face folder.")]
 Architecture = Annotated[
     str | None,
-    typer.Option(metavar="FILE.PY:FUNCTION", help="Function returning the module, or a network JSON; it is run."),
+    typer.Option(
+        metavar="FILE.PY:FUNCTION", help="Function returning the module, or a network JSON; it is run."
+    ),
 ]
 Activation = Annotated[str | None, typer.Option(help="Nonlinearity of a bare state dict (default relu).")]
 Layout = Annotated[str | None, typer.Option(help="out-in or in-out: how a bare state dict stores matrices.")]
@@ -55,6 +57,7 @@ def diff_command(
     from weightspace.errors import WeightspaceError
     from weightspace.matching import align
     from weightspace.matching.alignment import corresponding_parameters
+    from weightspace.network import Network
     from weightspace.reading import read
 
     data: dict[str, Any] = {"a": str(a), "b": str(b)}
@@ -63,6 +66,7 @@ def diff_command(
         names = corresponding_parameters(*networks)
         raw = difference(networks[0].parameters, networks[1].parameters, names=names)
         alignment = align(*networks)
+        assert isinstance(alignment.model, Network)
         used = {key: n for key, n in names.items() if key in alignment.spec.axes}
         data["modulo_permutation"] = {
             "same_network": alignment.same_network,
@@ -70,8 +74,9 @@ def diff_command(
             "distance_before": alignment.distance_before,
             "gap": difference(networks[0].parameters, alignment.model.parameters, names=used).gap,
         }
-        after = f"modulo neuron order: distance {alignment.distance:.4g} (before {alignment.distance_before:.4g})" + (
-            ": the same network" if alignment.same_network else ""
+        after = (
+            f"modulo neuron order: distance {alignment.distance:.4g} (before {alignment.distance_before:.4g})"
+            + (": the same network" if alignment.same_network else "")
         )
     except WeightspaceError as error:
         if a.suffix in (".onnx", ".pt2") or b.suffix in (".onnx", ".pt2"):
@@ -104,7 +109,9 @@ def _difference_table(raw: Any) -> str:
 def align_command(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE")],
     model: Annotated[Path, typer.Argument(metavar="MODEL")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the aligned model (.safetensors).")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where to write the aligned model (.safetensors).")
+    ],
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
@@ -117,7 +124,9 @@ def align_command(
 
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: the aligned model is written as .safetensors; name the file so")
-    first, second = (read(p, architecture=architecture, activation=activation, layout=layout) for p in (reference, model))
+    first, second = (
+        read(p, architecture=architecture, activation=activation, layout=layout) for p in (reference, model)
+    )
     assumption(first)
     alignment = align(first, second)
     alignment.model.save(output)  # type: ignore[union-attr]  # two networks give a network

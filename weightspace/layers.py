@@ -44,7 +44,9 @@ def group_sort(x: Tensor, group_size: int = 2, axis: int = 1) -> Tensor:
     Source: Anil, Lucas, Grosse, Sorting out Lipschitz function approximation (2019), section 4.
     """
     if x.shape[axis] % group_size:
-        raise ShapeError(f"group_sort needs channels divisible by group_size={group_size}; got {x.shape[axis]}")
+        raise ShapeError(
+            f"group_sort needs channels divisible by group_size={group_size}; got {x.shape[axis]}"
+        )
     return torch.ops.weightspace.group_sort(x, group_size, axis)
 
 
@@ -59,7 +61,9 @@ def householder(x: Tensor, weight: Tensor, axis: int = 1) -> Tensor:
     Source: Singla, Singla, Feizi, Improved deterministic l2 robustness (2022), Householder activations.
     """
     if x.shape[axis] != weight.numel():
-        raise ShapeError(f"householder needs {weight.numel()} channels for weight {tuple(weight.shape)}; got {x.shape[axis]}")
+        raise ShapeError(
+            f"householder needs {weight.numel()} channels for weight {tuple(weight.shape)}; got {x.shape[axis]}"
+        )
     return torch.ops.weightspace.householder(x, weight, axis)
 
 
@@ -94,7 +98,9 @@ class Householder(nn.Module):
     def __init__(self, channels: int, group_size: int = 2, axis: int = 1):
         super().__init__()
         if channels % group_size:
-            raise ShapeError(f"Householder needs channels divisible by group_size={group_size}; got {channels}")
+            raise ShapeError(
+                f"Householder needs channels divisible by group_size={group_size}; got {channels}"
+            )
         self.axis = axis
         self.weight = nn.Parameter(torch.randn(channels // group_size, group_size))
 
@@ -142,10 +148,11 @@ class BilinearMLP(nn.Module):
         super().__init__()
         self.residual = residual
         self.embedding = nn.Linear(in_features, width, bias)
-        self.layers = nn.ModuleList(Bilinear(width, hidden or width, width, bias) for _ in range(layers))
+        stack = [Bilinear(width, hidden or width, width, bias) for _ in range(layers)]
+        self.layers = nn.ModuleList(stack)
         self.head = nn.Linear(width, out_features, bias)
         with torch.no_grad():
-            for layer in self.layers:  # a product of two unit-scale features keeps unit scale
+            for layer in stack:  # a product of two unit-scale features keeps unit scale
                 layer.output.weight.mul_(math.sqrt(3.0))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ShapeError
@@ -76,7 +75,9 @@ class NetworkModule(nn.Module):
         """
         expected = self.network.inputs
         if len(inputs) != len(expected):
-            raise ShapeError(f"the network takes {len(expected)} inputs ({[n.name for n in expected]}); got {len(inputs)}")
+            raise ShapeError(
+                f"the network takes {len(expected)} inputs ({[n.name for n in expected]}); got {len(inputs)}"
+            )
         feeds = {node.name: tensor for node, tensor in zip(expected, inputs, strict=True)}
         values: dict[str, Any] = {}
         for node in self.network.nodes:

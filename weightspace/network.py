@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -152,7 +152,9 @@ class Network:
         return hash(self.hash)
 
     def __repr__(self) -> str:
-        sizes = " -> ".join(str(tuple("batch" if n is None else n for n in node.shape)) for node in self.inputs)
+        sizes = " -> ".join(
+            str(tuple("batch" if n is None else n for n in node.shape)) for node in self.inputs
+        )
         weights = sum(t.numel() for name, t in self.parameters.items() if name not in self.buffers)
         return f"Network({len(self.nodes)} nodes, input {sizes}, {weights:,} weights)"
 
@@ -163,7 +165,9 @@ class Network:
             settings = [f"{key}={value}" for key, value in node.operation.attributes.items()]
             settings += [f"{role}={name!r}" for role, name in node.operation.parameters.items()]
             call = f"{node.operation.kind}({', '.join(settings)})"
-            lines.append(f"  {node.name}: {call} of {', '.join(node.inputs) or '-'} -> ({shape}) {node.dtype}")
+            lines.append(
+                f"  {node.name}: {call} of {', '.join(node.inputs) or '-'} -> ({shape}) {node.dtype}"
+            )
         return "\n".join([*lines, f"  returns {', '.join(self.outputs)}"])
 
     # ---- other forms of it -------------------------------------------------------------------------------
@@ -240,7 +244,9 @@ class Network:
         for name, attributes in graph.nodes(data=True):
             edges = sorted(graph.in_edges(name, data="position"), key=lambda edge: edge[2])
             inputs = tuple(edge[0] for edge in edges)
-            nodes.append(Node(name, attributes["operation"], inputs, attributes["shape"], attributes["dtype"]))
+            nodes.append(
+                Node(name, attributes["operation"], inputs, attributes["shape"], attributes["dtype"])
+            )
         return cls(tuple(nodes), tuple(graph.graph["outputs"]), parameters, frozenset(buffers))
 
     def to_json(self) -> str:
@@ -254,8 +260,8 @@ class Network:
                         "name": node.name,
                         **node.operation.to_json(),
                         "inputs": node.inputs,
-                        "node_shape": node.shape,
-                        "node_dtype": node.dtype,
+                        "shape": node.shape,
+                        "dtype": node.dtype,
                     }
                     for node in self.nodes
                 ],
@@ -278,14 +284,21 @@ class Network:
             if data["format"] != "weightspace.network":
                 raise ArchitectureError(f"format is {data['format']!r}, not 'weightspace.network'")
             if data["version"] != FORMAT_VERSION:
-                raise ArchitectureError(f"format version {data['version']!r} is not {FORMAT_VERSION}; update weightspace")
-            nodes = []
-            for entry in data["nodes"]:
-                name, inputs = entry.pop("name"), tuple(entry.pop("inputs"))
-                shape, dtype = tuple(entry.pop("node_shape")), entry.pop("node_dtype")
-                nodes.append(Node(name, operation_from_json(entry), inputs, shape, dtype))
+                raise ArchitectureError(
+                    f"format version {data['version']!r} is not {FORMAT_VERSION}; update weightspace"
+                )
+            nodes = tuple(
+                Node(
+                    entry["name"],
+                    operation_from_json(entry),
+                    tuple(entry["inputs"]),
+                    tuple(entry["shape"]),
+                    entry["dtype"],
+                )
+                for entry in data["nodes"]
+            )
             return cls(
-                tuple(nodes),
+                nodes,
                 tuple(data["outputs"]),
                 parameters,
                 frozenset(data["buffers"]),
@@ -293,7 +306,9 @@ class Network:
                 data["metadata"],
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArchitectureError(f"this is not the JSON of a network: {type(error).__name__} {error}") from error
+            raise ArchitectureError(
+                f"this is not the JSON of a network: {type(error).__name__} {error}"
+            ) from error
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return name -> tensor with tied names repeated, as `nn.Module.state_dict` does."""
@@ -320,12 +335,13 @@ class Network:
 
         halves = [name for name, tensor in self.parameters.items() if tensor.dtype == torch.bfloat16]
         text = json.dumps({**json.loads(self.to_json()), "bfloat16": halves})
-        arrays = {
+        arrays: dict[str, Any] = {
             f"parameter:{name}": (tensor.view(torch.int16) if name in halves else tensor).contiguous().numpy()
             for name, tensor in self.parameters.items()
         }
+        arrays["network"] = np.frombuffer(text.encode(), dtype=np.uint8)
         with write_atomically(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, network=np.frombuffer(text.encode(), dtype=np.uint8), **arrays)
+            np.savez(file, **arrays)
 
 
 def canonical_json(value: object) -> bytes:
@@ -354,5 +370,3 @@ def require_finite(network: Network) -> None:
 def input_shapes(network: Network, batch: int) -> Sequence[tuple[int, ...]]:
     """Return the concrete shape of each input for one batch size."""
     return [tuple(batch if size is None else size for size in node.shape) for node in network.inputs]
-
-

@@ -74,12 +74,14 @@ def _ends(a: object, b: object) -> tuple[nn.Module, _Tensors, _Tensors, _Tensors
         end = {name: b.parameters[other] for name, other in names.items()}
         return module, {name: module.tensor(name).data for name in names}, start, end
     if isinstance(a, nn.Module) and isinstance(b, nn.Module):
-        start, end = (
-            {name: tensor.clone() for name, tensor in m.state_dict().items()} for m in (a, b)
-        )
+        start, end = ({name: tensor.clone() for name, tensor in m.state_dict().items()} for m in (a, b))
         for name, tensor in start.items():
             if name not in end or end[name].shape != tensor.shape:
-                raise ShapeError(f"barrier needs equal structures; {name!r} {tuple(tensor.shape)} has no equal in b")
+                raise ShapeError(
+                    f"barrier needs equal structures; {name!r} {tuple(tensor.shape)} has no equal in b"
+                )
         module = copy.deepcopy(a).eval()
         return module, dict(module.state_dict()), start, end
-    raise ShapeError(f"barrier needs two networks or two modules; got {type(a).__name__} and {type(b).__name__}")
+    raise ShapeError(
+        f"barrier needs two networks or two modules; got {type(a).__name__} and {type(b).__name__}"
+    )

@@ -51,7 +51,9 @@ def read_pt2(path: str | Path) -> Network:
         raise CheckpointError(f"{path}: not a readable .pt2 archive ({error}); export it again") from error
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise CheckpointError(f"{path}: the archive does not follow the torch.export format ({reason})") from error
+        raise CheckpointError(
+            f"{path}: the archive does not follow the torch.export format ({reason})"
+        ) from error
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> Network:
@@ -59,8 +61,12 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Network:
     models = [name for name in names if "/models/" in name and name.endswith(".json")]
     if len(models) != 1:
         old = any(name.endswith("serialized_state_dict.pt") for name in names)
-        reason = "its weights are pickled (torch 2.7 or older)" if old else f"it holds {len(models)} models, not 1"
-        raise CheckpointError(f"{path}: {reason}; export it again with torch.export.save of torch 2.11 or later")
+        reason = (
+            "its weights are pickled (torch 2.7 or older)" if old else f"it holds {len(models)} models, not 1"
+        )
+        raise CheckpointError(
+            f"{path}: {reason}; export it again with torch.export.save of torch 2.11 or later"
+        )
     root = models[0].split("/models/")[0]
     model = json.loads(archive.read(models[0]))
     tensors = _payloads(archive, path, root, "weights") | _payloads(archive, path, root, "constants")
@@ -74,7 +80,9 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Network:
     outputs = []
     for spec in program["signature"]["output_specs"]:
         if "user_output" not in spec:
-            raise ArchitectureError(f"{path}: the exported program writes into its buffers ({next(iter(spec))})")
+            raise ArchitectureError(
+                f"{path}: the exported program writes into its buffers ({next(iter(spec))})"
+            )
         outputs.append(reader.node(reader.environment[spec["user_output"]["arg"]["as_tensor"]["name"]]))
     return builder.build(outputs, metadata=notes)
 
@@ -96,7 +104,10 @@ def _payloads(archive: zipfile.ZipFile, path: Path, root: str, kind: str) -> dic
         payload = f"{folder}/{entry['path_name']}"
         if "/" in entry["path_name"] or payload not in archive.namelist():
             raise CheckpointError(f"{path}: the payload {entry['path_name']!r} of {name!r} is missing")
-        result[name] = (_tensor(archive.read(payload), meta, f"{path}: payload of {name!r}"), entry["is_param"])
+        result[name] = (
+            _tensor(archive.read(payload), meta, f"{path}: payload of {name!r}"),
+            entry["is_param"],
+        )
     return result
 
 
@@ -111,9 +122,13 @@ def _tensor(data: bytes, meta: dict[str, Any], place: str) -> Tensor:
         return torch.empty(sizes, dtype=dtype)
     if min(sizes + strides + [offset]) < 0:
         raise CheckpointError(f"{place}: negative sizes {sizes}, strides {strides} or offset {offset}")
-    needed = (offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1) * dtype.itemsize
+    needed = (
+        offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
+    ) * dtype.itemsize
     if len(data) < needed or len(data) % dtype.itemsize:
-        raise CheckpointError(f"{place}: {len(data)} bytes, but a {sizes} {dtype} tensor needs {needed}; file damaged")
+        raise CheckpointError(
+            f"{place}: {len(data)} bytes, but a {sizes} {dtype} tensor needs {needed}; file damaged"
+        )
     return torch.frombuffer(bytearray(data), dtype=dtype).as_strided(sizes, strides, offset).contiguous()
 
 
@@ -165,7 +180,9 @@ def _read_node(node: dict[str, Any], reader: AtenReader) -> None:
     label = stack[1] if len(stack) == 3 and "hook" not in stack[1] else ""
     name = node.get("name") or (outputs[0] if outputs else target)
     if target.split(".")[0] not in ("aten", "weightspace", "_operator", "math"):
-        raise ArchitectureError(f"{label or name}: operator {target} is not known; export with its decomposition")
+        raise ArchitectureError(
+            f"{label or name}: operator {target} is not known; export with its decomposition"
+        )
     bound = f"{name} (all outputs)" if several else (outputs[0] if outputs else name)
     reader.read(Call(target, arguments, bound, label or name))
     if several:
@@ -192,4 +209,6 @@ def _argument(argument: dict[str, Any]) -> Any:
         return _DTYPES[value]
     if kind in ("as_device", "as_layout", "as_memory_format"):
         return None
-    raise ArchitectureError(f"an argument of kind {kind!r} (control flow or custom objects) cannot be described")
+    raise ArchitectureError(
+        f"an argument of kind {kind!r} (control flow or custom objects) cannot be described"
+    )

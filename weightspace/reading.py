@@ -103,7 +103,9 @@ def _with_architecture(
     if isinstance(architecture, str):
         architecture, example_inputs = _named(architecture, example_inputs, tensors)
     if isinstance(architecture, Network):
-        return architecture.replace_parameters({n: t for n, t in tensors.items() if n in architecture.parameters})
+        return architecture.replace_parameters(
+            {n: t for n, t in tensors.items() if n in architecture.parameters}
+        )
     try:
         architecture.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
@@ -152,11 +154,14 @@ def _function(text: str) -> Callable[[], Any]:
     """Return the function named by `file.py:function`; the file is run."""
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise ArchitectureError(f"architecture {text!r} is not of the form file.py:function, nor the path of a .json")
+        raise ArchitectureError(
+            f"architecture {text!r} is not of the form file.py:function, nor the path of a .json"
+        )
     if not Path(file).is_file():
         raise ArchitectureError(f"architecture file {file!r} does not exist")
     spec = importlib.util.spec_from_file_location(f"weightspace_architecture_{Path(file).stem}", file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

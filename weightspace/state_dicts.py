@@ -56,7 +56,9 @@ def perceptron(
             closes in two ways; the message names the flag that settles it.
     """
     if activation is not None and activation not in ACTIVATIONS:
-        raise ArchitectureError(f"activation {activation!r} is not known; choose from {', '.join(ACTIVATIONS)}")
+        raise ArchitectureError(
+            f"activation {activation!r} is not known; choose from {', '.join(ACTIVATIONS)}"
+        )
     if layout is not None and layout not in LAYOUTS:
         raise ArchitectureError(f"layout {layout!r} is not known; choose from {', '.join(LAYOUTS)}")
     layers = _layers(tensors)
@@ -66,7 +68,9 @@ def perceptron(
         if mismatch:
             raise ArchitectureError(f"with layout {layout}, {mismatch}; {REMEDY}")
     elif not fitting:
-        raise ArchitectureError(f"not a multilayer perceptron: {_mismatch(layers, tensors, 'out-in')}; {REMEDY}")
+        raise ArchitectureError(
+            f"not a multilayer perceptron: {_mismatch(layers, tensors, 'out-in')}; {REMEDY}"
+        )
     elif len(fitting) == 2 and not all(layer.weight.rpartition(".")[2] == "weight" for layer in layers):
         raise ArchitectureError(
             f"the square matrix {layers[0].weight!r} may be stored (out, in) or (in, out); "
@@ -91,7 +95,11 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
     weights = sorted((name for name, tensor in tensors.items() if tensor.ndim == 2), key=natural_order)
     biases: dict[str, str] = {}
     for name, tensor in tensors.items():
-        if tensor.ndim == 1 and tensor.is_floating_point() and not name.endswith(("running_mean", "running_var")):
+        if (
+            tensor.ndim == 1
+            and tensor.is_floating_point()
+            and not name.endswith(("running_mean", "running_var"))
+        ):
             biases[_stem(name)] = name
     stems = [_stem(name) for name in weights]
     paired = {name: biases.pop(stem, None) for name, stem in zip(weights, stems, strict=True)}
@@ -102,7 +110,9 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[Layer]:
         reason = "a state dict does not say how such a tensor is used"
         if strange and tensors[strange[0]].ndim > 2 and strange[0].endswith(("weight", "kernel")):
             reason = "convolution strides and padding are not in a state dict"
-        raise ArchitectureError(f"not a plain multilayer perceptron: it holds {named}, and {reason}; {REMEDY}")
+        raise ArchitectureError(
+            f"not a plain multilayer perceptron: it holds {named}, and {reason}; {REMEDY}"
+        )
     if len(set(stems)) != len(stems):
         raise ArchitectureError(f"two matrices share the place {stems[0]!r}; {REMEDY}")
     return [Layer(name, bias) for name, bias in paired.items()]
@@ -135,11 +145,17 @@ def _mismatch(layers: Sequence[Layer], tensors: Mapping[str, Tensor], layout: st
 
 
 def _build(
-    layers: Sequence[Layer], tensors: Mapping[str, Tensor], transposed: bool, activation: op.Operation, assumed: str
+    layers: Sequence[Layer],
+    tensors: Mapping[str, Tensor],
+    transposed: bool,
+    activation: op.Operation,
+    assumed: str,
 ) -> Network:
     dtypes = {tensors[layer.weight].dtype for layer in layers}
     if len(dtypes) > 1 or not next(iter(dtypes)).is_floating_point:
-        raise ArchitectureError(f"the matrices have dtypes {sorted(map(str, dtypes))}; one floating dtype is needed")
+        raise ArchitectureError(
+            f"the matrices have dtypes {sorted(map(str, dtypes))}; one floating dtype is needed"
+        )
     builder = NetworkBuilder()
     first = tensors[layers[0].weight]
     width = first.shape[0 if transposed else 1]

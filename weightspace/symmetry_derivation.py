@@ -136,7 +136,9 @@ class _Derivation:
             case op.Reduce():
                 axes = {axis % len(inputs[0]) for axis in operation.axes} or set(range(len(inputs[0])))
                 if operation.keep:
-                    return tuple(self.fresh(1, node.name) if i in axes else p for i, p in enumerate(inputs[0]))
+                    return tuple(
+                        self.fresh(1, node.name) if i in axes else p for i, p in enumerate(inputs[0])
+                    )
                 return tuple(place for axis, place in enumerate(inputs[0]) if axis not in axes)
             case op.Embedding():
                 width = self.fresh(node.shape[-1], node.name)

@@ -115,7 +115,9 @@ def as_network(
     if isinstance(network_or_module, Network):
         return network_or_module
     if not isinstance(network_or_module, nn.Module):
-        raise ArchitectureError(f"a Network or an nn.Module is needed, not {type(network_or_module).__name__}")
+        raise ArchitectureError(
+            f"a Network or an nn.Module is needed, not {type(network_or_module).__name__}"
+        )
     from weightspace.reading import example_input
     from weightspace.tracing import trace
 
@@ -143,7 +145,9 @@ def _verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
         for name, element in elements.items()
         if not function_change(doubled, permute(doubled, spec, {name: element}), generator) <= TOLERANCE
     ]
-    return _verified(spec.without(broken or list(elements), "changes the function when the network is run"), network)
+    return _verified(
+        spec.without(broken or list(elements), "changes the function when the network is run"), network
+    )
 
 
 def _varied(network: Network, generator: torch.Generator) -> Network:
@@ -151,7 +155,12 @@ def _varied(network: Network, generator: torch.Generator) -> Network:
 
     Constants of the program (masks, scale factors) stay: another value may not make sense there.
     """
-    values = {name for node in network.nodes if isinstance(node.operation, Parameter) for name in node.operation.parameters.values()}
+    values = {
+        name
+        for node in network.nodes
+        if isinstance(node.operation, Parameter)
+        for name in node.operation.parameters.values()
+    }
     constants = values & network.buffers
     return network.replace_parameters(
         {
@@ -169,7 +178,10 @@ def function_change(a: Network, b: Network, generator: torch.Generator, batch: i
     with torch.no_grad():
         first, second = (_outputs(network.to_module()(*inputs)) for network in (a, b))
     scale = max(1.0, *(float(value.abs().max()) if value.numel() else 0.0 for value in first))
-    return max(float((x - y).abs().max()) if x.numel() else 0.0 for x, y in zip(first, second, strict=True)) / scale
+    return (
+        max(float((x - y).abs().max()) if x.numel() else 0.0 for x, y in zip(first, second, strict=True))
+        / scale
+    )
 
 
 def random_inputs(network: Network, generator: torch.Generator, batch: int = 3) -> list[Tensor]:
@@ -187,5 +199,3 @@ def random_inputs(network: Network, generator: torch.Generator, batch: int = 3) 
 def _outputs(result: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
     values = result if isinstance(result, tuple) else (result,)
     return [value.double() for value in values]
-
-

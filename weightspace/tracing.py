@@ -45,7 +45,9 @@ def trace(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Netwo
             except NotStaticError as error:
                 reasons.append(str(error))
             except Exception as error:  # torch.export raises many kinds, some of them bare Exception
-                reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+                reasons.append(
+                    str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                )
                 if isinstance(error, ArchitectureError):
                     raise
         raise ArchitectureError(
@@ -93,7 +95,7 @@ def _read(program: Any, module: nn.Module) -> Network:
     builder = NetworkBuilder()
     reader = AtenReader(builder)
     signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors = {**program.constants, **program.state_dict}
     owners, aliases = _unite_tied(tensors, [*module.state_dict(), *names.values()])
     trained = {name for name, _ in module.named_parameters(remove_duplicate=False)}
@@ -103,8 +105,8 @@ def _read(program: Any, module: nn.Module) -> Network:
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name in names:
-                name = names[node.name]
-                reader.environment[node.name] = Weight(aliases.get(name, name))
+                owned = names[node.name]
+                reader.environment[node.name] = Weight(aliases.get(owned, owned))
             elif node.name in signature.inputs_to_lifted_tensor_constants:
                 constant = program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
                 reader.environment[node.name] = constant.detach().cpu().clone()
@@ -141,7 +143,11 @@ def _call(node: Any) -> Call:
     path = list(stack.values())[-1][0] if stack else ""
     path = path.removeprefix("L['self'].").removeprefix("L['self']")
     value = node.meta.get("val")
-    shape = tuple(value.shape) if isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape) else None
+    shape = (
+        tuple(value.shape)
+        if isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape)
+        else None
+    )
     dtype = value.dtype if isinstance(value, Tensor) else None
     if isinstance(target, torch._ops.OpOverload):
         schema = target._schema.arguments
@@ -151,7 +157,9 @@ def _call(node: Any) -> Call:
     else:
         arguments = {str(i): argument for i, argument in enumerate(node.args)}
         name = f"_operator.{target.__name__}"
-    return Call(name, {k: _reference(v) for k, v in arguments.items()}, node.name, path or node.name, shape, dtype)
+    return Call(
+        name, {k: _reference(v) for k, v in arguments.items()}, node.name, path or node.name, shape, dtype
+    )
 
 
 def _reference(argument: Any) -> Any:

@@ -16,7 +16,9 @@ from weightspace.tracing import trace
 
 def network(dtype=torch.float32):
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 2))
+    module = nn.Sequential(
+        nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)
+    )
     return trace(module.to(dtype), torch.zeros(2, 3, dtype=dtype))
 
 
@@ -34,7 +36,10 @@ def test_every_weight_is_one_edge(dtype):
                 assert drawn.edges[starts[layer] + source, starts[layer + 1] + target]["weight"] == weight
     assert drawn.number_of_edges() == graph.edge_features.shape[0] == 15 + 20 + 8
     biases = [drawn.nodes[n]["bias"] for n in drawn]
-    assert biases == [0.0] * 3 + net.parameters["0.bias"].tolist() + [0.0] * 4 + net.parameters["4.bias"].tolist()
+    assert (
+        biases
+        == [0.0] * 3 + net.parameters["0.bias"].tolist() + [0.0] * 4 + net.parameters["4.bias"].tolist()
+    )
     assert drawn.nodes[3] == {"layer": 1, "bias": net.parameters["0.bias"][0].item(), "activation": "ReLU"}
 
 

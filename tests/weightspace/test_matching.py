@@ -38,7 +38,10 @@ def test_planted_permutation_is_recovered(sizes, noise, dtype):
     planted = random_permutations(spec, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(4)
     noisy = reference.replace_parameters(
-        {k: t + noise * torch.randn(t.shape, generator=generator, dtype=dtype) for k, t in reference.parameters.items()}
+        {
+            k: t + noise * torch.randn(t.shape, generator=generator, dtype=dtype)
+            for k, t in reference.parameters.items()
+        }
     )
     alignment = align(reference, permute(noisy, spec, planted))
     for name, index in planted.items():
@@ -66,10 +69,7 @@ def test_objective_is_the_inner_product_and_matches_brute_force():
     alignment = align(a, b)
     spec = symmetry(a)
     best = max(
-        sum(
-            float((a.parameters[k].double() * moved.parameters[k].double()).sum())
-            for k in spec.axes
-        )
+        sum(float((a.parameters[k].double() * moved.parameters[k].double()).sum()) for k in spec.axes)
         for order in itertools.permutations(range(4))
         for moved in [permute(b, spec, {"0": torch.tensor(order)})]
     )
@@ -117,7 +117,9 @@ def test_modules_give_a_module_back():
 def test_names_may_differ():
     a = network(3, 5, 2)
     p = a.parameters
-    b = perceptron({"1_in.W": p["0.weight"], "1_in.b": p["0.bias"], "2_out.W": p["1.weight"], "2_out.b": p["1.bias"]})
+    b = perceptron(
+        {"1_in.W": p["0.weight"], "1_in.b": p["0.bias"], "2_out.W": p["1.weight"], "2_out.b": p["1.bias"]}
+    )
     assert align(a, b).same_network
 
 
@@ -136,13 +138,13 @@ def test_different_structures_are_refused_by_name(other, text):
 
 def test_nan_weights_are_refused():
     a = network(3, 5, 2)
-    with pytest.raises(NonFiniteError, match="'0.bias' has 5 NaN"):
+    with pytest.raises(NonFiniteError, match=r"'0.bias' has 5 NaN"):
         align(a, a.replace_parameters({"0.bias": torch.full((5,), torch.nan)}))
 
 
 def test_nothing_to_permute_is_said():
     net = trace(nn.Sequential(nn.Linear(3, 4), MaxMin(), nn.Linear(4, 2)), torch.zeros(2, 3))
-    with pytest.raises(ArchitectureError, match="nothing can be permuted .*GroupSort"):
+    with pytest.raises(ArchitectureError, match=r"nothing can be permuted .*GroupSort"):
         align(net, net)
 
 

@@ -163,7 +163,9 @@ def test_builder_names_what_does_not_fit():
     builder = NetworkBuilder()
     builder.parameter("w", torch.ones(4, 3))
     x = builder.input("x", (None, 5))
-    with pytest.raises(ArchitectureError, match=r"Linear .*'w'.* does not fit its inputs \['x'\] of shapes \[\(11, 5\)\]"):
+    with pytest.raises(
+        ArchitectureError, match=r"Linear .*'w'.* does not fit its inputs \['x'\] of shapes \[\(11, 5\)\]"
+    ):
         builder.add(op.Linear(weight="w"), x)
     with pytest.raises(ArchitectureError, match="two parameters are named 'w'"):
         builder.parameter("w", torch.ones(1))
@@ -197,12 +199,14 @@ def test_broken_json_is_refused(text):
 
 def test_json_with_unknown_operation_is_refused():
     data = json.loads(small_network().to_json())
-    data["nodes"][1]["operation"] = "Import"
+    data["nodes"][1]["kind"] = "Import"
     with pytest.raises(ArchitectureError, match="unknown operation 'Import'"):
         Network.from_json(json.dumps(data), small_network().parameters)
 
 
-@pytest.mark.parametrize("name", ["aten.from_file.default", "aten.relu_.default", "aten.nope.default", "os.system"])
+@pytest.mark.parametrize(
+    "name", ["aten.from_file.default", "aten.relu_.default", "aten.nope.default", "os.system"]
+)
 def test_opaque_operations_run_functions_only(name):
     operation = op.Opaque(name=name, arguments='{"self": {"input": 0}}')
     with pytest.raises(UnsupportedOperationError):

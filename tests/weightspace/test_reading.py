@@ -1,5 +1,6 @@
 """Bare state dicts: shapes decide, ambiguity is refused with the flag that settles it; architectures are run."""
 
+import itertools
 import json
 
 import pytest
@@ -15,7 +16,7 @@ from weightspace.state_dicts import ACTIVATIONS, natural_order, perceptron
 
 def mlp(*sizes, bias=True, dtype=torch.float32) -> nn.Sequential:
     layers = []
-    for a, b in zip(sizes, sizes[1:]):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b, bias=bias, dtype=dtype), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -56,7 +57,7 @@ def test_activation_is_the_named_one(activation):
 
 def test_square_matrices_are_ambiguous_unless_named_as_torch_does():
     square = torch.tensor([[0.0, 1.0], [0.0, 0.0]])
-    with pytest.raises(ArchitectureError, match="'W1' may be stored .* --layout out-in or --layout in-out"):
+    with pytest.raises(ArchitectureError, match=r"'W1' may be stored .* --layout out-in or --layout in-out"):
         perceptron({"W1": square, "W2": square})
     x = torch.tensor([[1.0, 2.0]])
     assert perceptron({"W1": square}, layout="out-in").to_module()(x).tolist() == [[2.0, 0.0]]
@@ -99,7 +100,8 @@ import torch
 from torch import nn
 
 def cnn():
-    return nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)), torch.zeros(1, 1, 8, 8)
+    module = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5))
+    return module, torch.zeros(1, 1, 8, 8)
 
 def mlp():
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -176,8 +178,12 @@ def test_architecture_as_json(tmp_path):
 
 def test_embedded_architecture_is_checked(tmp_path):
     description = json.loads(perceptron({"a.weight": torch.eye(3)}).to_json())
-    description["nodes"][1]["weight"] = "elsewhere"
-    write_safetensors(tmp_path / "n.safetensors", {"a.weight": torch.eye(3)}, {"weightspace.network": json.dumps(description)})
+    description["nodes"][1]["parameters"]["weight"] = "elsewhere"
+    write_safetensors(
+        tmp_path / "n.safetensors",
+        {"a.weight": torch.eye(3)},
+        {"weightspace.network": json.dumps(description)},
+    )
     with pytest.raises(WeightspaceError, match="'elsewhere', which is no parameter"):
         read(tmp_path / "n.safetensors")
 

@@ -87,9 +87,19 @@ class Branches(nn.Module):
 
 class Nonlinearities(nn.Module):
     def forward(self, x):
-        parts = [f(x) for f in (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.selu, F.celu, F.softplus, torch.abs)]
+        parts = [
+            f(x)
+            for f in (torch.tanh, torch.sigmoid, F.gelu, F.silu, F.elu, F.selu, F.celu, F.softplus, torch.abs)
+        ]
         parts += [F.leaky_relu(x, 0.1), F.hardtanh(x), F.relu6(x), F.hardswish(x), F.mish(x), torch.sin(x)]
-        parts += [F.gelu(x, approximate="tanh"), F.softsign(x), F.logsigmoid(x), F.hardsigmoid(x), x**2, torch.exp(x)]
+        parts += [
+            F.gelu(x, approximate="tanh"),
+            F.softsign(x),
+            F.logsigmoid(x),
+            F.hardsigmoid(x),
+            x**2,
+            torch.exp(x),
+        ]
         return torch.cat([*parts, F.softmax(x, -1), F.log_softmax(x, -1), torch.maximum(x, -x)], -1)
 
 
@@ -181,7 +191,10 @@ def test_unknown_operation_becomes_opaque_and_still_runs():
             return torch.cumsum(x, 1).topk(2).values
 
     network = trace(Cumulative(), torch.randn(2, 5))
-    assert [node.operation.attributes["name"] for node in network.opaque] == ["aten.cumsum.default", "aten.topk.default"]
+    assert [node.operation.attributes["name"] for node in network.opaque] == [
+        "aten.cumsum.default",
+        "aten.topk.default",
+    ]
     x = torch.randn(3, 5)
     torch.testing.assert_close(network.to_module()(x), Cumulative()(x))
 
@@ -245,7 +258,10 @@ def test_pickled_payload_is_refused(tmp_path):
         (lambda n, d: None if n.endswith("weight_0") else d, "is missing"),
         (lambda n, d: d[:100] if n.endswith("models/model.json") else d, "does not follow"),
         (lambda n, d: None if n.endswith("models/model.json") else d, "holds 0 models"),
-        (lambda n, d: d.replace(b'"as_int": 2', b'"as_int": -2') if n.endswith("_config.json") else d, "negative"),
+        (
+            lambda n, d: d.replace(b'"as_int": 2', b'"as_int": -2') if n.endswith("_config.json") else d,
+            "negative",
+        ),
         (lambda n, d: d.replace(b"aten.linear.default", b"aten.from_file.default"), "from_file"),
     ],
 )

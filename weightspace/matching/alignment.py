@@ -116,8 +116,12 @@ def align(
     spec = symmetry(a)
     if not spec.groups:
         reasons = "; ".join(f"{entry.place}: {entry.reason}" for entry in spec.frozen[:4])
-        raise ArchitectureError(f"nothing can be permuted in this network ({reasons or 'it has no hidden units'})")
-    moved = {name for name in spec.axes if a.parameters[name].is_floating_point() and not _is_statistic(a, name)}
+        raise ArchitectureError(
+            f"nothing can be permuted in this network ({reasons or 'it has no hidden units'})"
+        )
+    moved = {
+        name for name in spec.axes if a.parameters[name].is_floating_point() and not _is_statistic(a, name)
+    }
     problem = Problem(
         spec,
         {name: a.parameters[name].double() for name in moved},
@@ -130,7 +134,9 @@ def align(
         b.astype(torch.float64), aligned.astype(torch.float64), torch.Generator().manual_seed(1)
     )
     if not change <= TOLERANCE:
-        raise ArchitectureError(f"the alignment would change the function by {change:.1e}; please report this network")
+        raise ArchitectureError(
+            f"the alignment would change the function by {change:.1e}; please report this network"
+        )
     return Alignment(
         MappingProxyType(permutations),
         aligned if isinstance(model, Network) else _module(model, b, aligned),
@@ -159,7 +165,9 @@ def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
         theirs = second.operation.parameters
         for role, name in first.operation.parameters.items():
             if role not in theirs:
-                raise ShapeError(f"the networks differ: {first.name!r} has a {role}, {second.name!r} has none")
+                raise ShapeError(
+                    f"the networks differ: {first.name!r} has a {role}, {second.name!r} has none"
+                )
             shapes = [tuple(n.parameters[key].shape) for n, key in ((a, name), (b, theirs[role]))]
             if shapes[0] != shapes[1]:
                 raise ShapeError(
@@ -167,9 +175,13 @@ def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
                     f"{theirs[role]!r} {shapes[1]} in the model"
                 )
             if names.setdefault(name, theirs[role]) != theirs[role]:
-                raise ShapeError(f"the networks differ: {name!r} is shared in the reference, not in the model")
+                raise ShapeError(
+                    f"the networks differ: {name!r} is shared in the reference, not in the model"
+                )
         if first.operation.attributes != second.operation.attributes or first.shape != second.shape:
-            raise ShapeError(f"the networks differ in the settings of {first.operation.kind} at {first.name!r}")
+            raise ShapeError(
+                f"the networks differ in the settings of {first.operation.kind} at {first.name!r}"
+            )
     if len(a.nodes) != len(b.nodes):
         raise ShapeError(f"the networks differ: {len(a.nodes)} operations against {len(b.nodes)}")
     return names

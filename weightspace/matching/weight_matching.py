@@ -14,11 +14,11 @@ from weightspace.permutation import identity, permute_tensor
 
 @dataclass(frozen=True)
 class WeightMatching(Matcher):
-    """Solve one group at a time as a linear assignment problem, all others held, until none improves.
+    r"""Solve one group at a time as a linear assignment problem, all others held, until none improves.
 
     For group p, with B permuted by all other groups: maximize over permutations the sum of G[i, p(i)],
-    $G = \\sum_k \\mathrm{unfold}(A_k)\\, \\mathrm{unfold}(B_k)^\\top$ over all tensors that carry p. A step is taken only
-    if the objective rises, so the objective is monotone even where a tensor carries p on two axes.
+    $G = \sum_k \mathrm{unfold}(A_k)\, \mathrm{unfold}(B_k)^\top$ over all tensors that carry p. A step is taken
+    only if the objective rises, so the objective is monotone even where a tensor carries p on two axes.
 
     Args:
         restarts: number of random orders of the groups that are tried from the identity; the best is kept.
@@ -40,7 +40,8 @@ class WeightMatching(Matcher):
         names = list(permutations)
         carriers = {name: _carriers(problem, name) for name in names}
         neighbors = {
-            name: {axis.group for key, _ in carriers[name] for axis in problem.spec.axes[key] if axis} - {name}
+            name: {axis.group for key, _ in carriers[name] for axis in problem.spec.axes[key] if axis}
+            - {name}
             for name in names
         }
         waiting = set(names)
@@ -50,7 +51,10 @@ class WeightMatching(Matcher):
                 if name not in waiting:
                     continue
                 waiting.discard(name)
-                candidate = {**permutations, name: _assign(_gains(problem, name, carriers[name], permutations))}
+                candidate = {
+                    **permutations,
+                    name: _assign(_gains(problem, name, carriers[name], permutations)),
+                }
                 value = problem.objective(candidate)
                 if value > objective + 1e-12 * abs(objective):
                     permutations, objective = candidate, value

@@ -68,7 +68,7 @@ class Operation(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain JSON values; `operation_from_json` is its inverse."""
-        return {"operation": self.kind, **self.attributes, **self.parameters}
+        return {"kind": self.kind, "attributes": self.attributes, "parameters": self.parameters}
 
     def renamed(self, names: Mapping[str, str]) -> Operation:
         """Return the same operation with its parameters' names replaced (names not listed stay)."""
@@ -83,11 +83,13 @@ def operation_from_json(description: Mapping[str, Any]) -> Operation:
     Raises:
         ArchitectureError: unknown operation, unknown or missing field.
     """
-    fields = dict(description)
-    kind = fields.pop("operation", None)
+    kind = description["kind"]
+    fields = {**description["attributes"], **description["parameters"]}
     cls = _REGISTRY.get(kind) if isinstance(kind, str) else None
     if cls is None:
-        raise ArchitectureError(f"unknown operation {kind!r}; this version knows {', '.join(sorted(_REGISTRY))}")
+        raise ArchitectureError(
+            f"unknown operation {kind!r}; this version knows {', '.join(sorted(_REGISTRY))}"
+        )
     try:
         return cls(**{name: _frozen(value) for name, value in fields.items()})
     except TypeError as error:

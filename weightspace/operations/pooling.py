@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 
@@ -46,5 +47,7 @@ class AdaptiveAveragePool(Operation):
     size: tuple[int, ...]
 
     def evaluate(self, inputs, weights):
-        function = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[len(self.size) - 1]
+        function: Any = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[
+            len(self.size) - 1
+        ]
         return function(inputs[0], self.size)

@@ -20,10 +20,14 @@ Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for report.
 
 @app.command("report")
 def report_command(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints: .safetensors .pt .pth .onnx .pt2, folders.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Checkpoints: .safetensors .pt .pth .onnx .pt2, folders."),
+    ],
     output: Output = Path("report"),
     data: Annotated[
-        Path | None, typer.Option(help="npz with x (n, ...) and integer labels y (n,): measure the barrier on them.")
+        Path | None,
+        typer.Option(help="npz with x (n, ...) and integer labels y (n,): measure the barrier on them."),
     ] = None,
     architecture: Architecture = None,
     activation: Activation = None,
@@ -32,7 +36,15 @@ def report_command(
 ) -> None:
     """Analyze checkpoints with everything that applies; what does not is listed with its reason."""
     evaluation = _evaluation(data) if data is not None else None
-    _write(files, output, as_json, evaluation=evaluation, architecture=architecture, activation=activation, layout=layout)
+    _write(
+        files,
+        output,
+        as_json,
+        evaluation=evaluation,
+        architecture=architecture,
+        activation=activation,
+        layout=layout,
+    )
 
 
 @app.command("demo")
@@ -42,7 +54,12 @@ def demo_command(output: Output = Path("report"), as_json: Json = False) -> None
     from weightspace.report.content import Evaluation
 
     _, _, inputs, labels = digits()
-    _write([path(name) for name in names()], output, as_json, evaluation=Evaluation("digits, test set", inputs, labels))
+    _write(
+        [path(name) for name in names()],
+        output,
+        as_json,
+        evaluation=Evaluation("digits, test set", inputs, labels),
+    )
 
 
 def _write(files: list[Path], output: Path, as_json: bool, **options: Any) -> None:
@@ -66,5 +83,7 @@ def _evaluation(path: Path) -> Evaluation:
 
     arrays = open_checkpoint(path).state_dict()
     if not {"x", "y"} <= arrays.keys() or len(arrays["x"]) != len(arrays["y"]):
-        raise CheckpointError(f"{path}: --data needs arrays x and y of equal length; found {', '.join(arrays) or 'none'}")
+        raise CheckpointError(
+            f"{path}: --data needs arrays x and y of equal length; found {', '.join(arrays) or 'none'}"
+        )
     return Evaluation(path.name, arrays["x"], arrays["y"].long())

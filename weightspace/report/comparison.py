@@ -30,7 +30,9 @@ def pairs(subjects: Sequence[Subject], evaluation: Evaluation | None = None) -> 
         names = f"{first.name} and {second.name}"
         if first.network is None or second.network is None:
             without = first.name if first.network is None else second.name
-            gaps.append(Gap(names, "comparison modulo neuron order", f"{without} could not be read as a network"))
+            gaps.append(
+                Gap(names, "comparison modulo neuron order", f"{without} could not be read as a network")
+            )
             continue
         try:
             alignment = align(first.network, second.network)
@@ -58,7 +60,9 @@ def _compare(
     first: Subject, second: Subject, alignment: Alignment, evaluation: Evaluation | None, *, draw: bool
 ) -> tuple[list[str], dict, list[Block]]:
     a, b = first.network, second.network
-    assert a is not None and b is not None and isinstance(alignment.model, Network)
+    assert a is not None
+    assert b is not None
+    assert isinstance(alignment.model, Network)
     loss, label = _loss(a, b, evaluation)
     before, after = barrier(a, b, loss), barrier(a, alignment.model, loss)
     verdict = "the same network in another neuron order" if alignment.same_network else "different networks"
@@ -75,7 +79,10 @@ def _compare(
         "barrier_before": _curve(before),
         "barrier_after": _curve(after),
     }
-    curves = {"as they are": (before.positions, before.losses), "after alignment": (after.positions, after.losses)}
+    curves = {
+        "as they are": (before.positions, before.losses),
+        "after alignment": (after.positions, after.losses),
+    }
     caption = f"On the straight line from {first.name} to {second.name}."
     return row, result, [picture(barrier_figure(curves, label), caption)] if draw else []
 

@@ -84,7 +84,9 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     weights = graph.edge_features[:, 0].double().numpy()
     ends = np.cumsum([a * b for a, b in pairwise(graph.layer_sizes)])
     largest = np.array([np.abs(layer).max(initial=1e-300) for layer in np.split(weights, ends[:-1])])
-    strength = np.abs(weights) / np.repeat(largest, np.diff(ends, prepend=0))  # 1 for the largest of each layer
+    strength = np.abs(weights) / np.repeat(
+        largest, np.diff(ends, prepend=0)
+    )  # 1 for the largest of each layer
     chosen = np.argsort(-strength, kind="stable")[:EDGES_DRAWN][::-1]  # the largest is drawn last, on top
     source, target = graph.edge_index.numpy()[:, chosen]
     strength = strength[chosen]
@@ -93,7 +95,9 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     colors[weights[chosen] > 0] = [0xB2 / 255, 0x18 / 255, 0x2B / 255, 1.0]
     colors[:, 3] = 0.08 + 0.92 * strength**1.5
     segments = np.stack([positions[source], positions[target]], 1)
-    axes.add_collection(LineCollection(list(segments), colors=colors, linewidths=0.3 + 1.2 * strength, zorder=1))
+    axes.add_collection(
+        LineCollection(list(segments), colors=colors, linewidths=0.3 + 1.2 * strength, zorder=1)
+    )
     biases = graph.node_features[:, 0].double().numpy()
     limit = max(np.abs(biases).max(initial=0.0), 1e-12)
     dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, s=16, zorder=2,

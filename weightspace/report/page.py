@@ -109,7 +109,9 @@ def prepare_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise OutputError(f"cannot write into {str(folder)!r}: {error.strerror}; name another folder with -o") from error
+        raise OutputError(
+            f"cannot write into {str(folder)!r}: {error.strerror}; name another folder with -o"
+        ) from error
 
 
 def _sections() -> list[tuple[str, SectionFunction]]:
@@ -149,7 +151,9 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
         while any(other.parts[-parts:] == path.parts[-parts:] for other in others):
             parts += 1
         names.append("/".join(path.parts[-parts:]))
-    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+    return [
+        f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)
+    ]
 
 
 def _template() -> Any:

@@ -36,7 +36,13 @@ def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         if subject.reason:
             gaps.append(Gap(subject.name, "reading as a network", subject.reason))
         for node in network.opaque if network else ():
-            gaps.append(Gap(subject.name, f"operation {node.name}", f"{node.operation.attributes['name']} is not known"))
+            gaps.append(
+                Gap(
+                    subject.name,
+                    f"operation {node.name}",
+                    f"{node.operation.attributes['name']} is not known",
+                )
+            )
     blocks: list[Block] = [Table(["file", "network", "tensors", "parameters", "MB", "hash"], rows)]
     for subject in subjects:
         assumed = subject.network.metadata.get("assumed") if subject.network else None
@@ -53,13 +59,31 @@ def layers(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     for subject in subjects:
         rows = subject.inspection.rows
         shown = [_row(row) for row in rows[:ROWS_SHOWN]]
-        more = f" The first {ROWS_SHOWN} of {len(rows)}; all are in report.json." if len(rows) > ROWS_SHOWN else ""
-        headers = ["tensor", "shape", "dtype", "norm", "spectral norm", "stable rank", "alpha", "KS", "dead", "NaN/Inf", "note"]
+        more = (
+            f" The first {ROWS_SHOWN} of {len(rows)}; all are in report.json."
+            if len(rows) > ROWS_SHOWN
+            else ""
+        )
+        headers = [
+            "tensor",
+            "shape",
+            "dtype",
+            "norm",
+            "spectral norm",
+            "stable rank",
+            "alpha",
+            "KS",
+            "dead",
+            "NaN/Inf",
+            "note",
+        ]
         blocks.append(Table(headers, shown, caption=f"{subject.name}.{more}"))
         spectra = {row.name: row.singular_values for row in rows if row.singular_values is not None}
         largest = sorted(spectra, key=lambda name: -len(spectra[name]))[:SPECTRA_SHOWN]
         if largest:
-            figure = spectra_figure({name: [float(v) for v in spectra[name]] for name in spectra if name in largest})
+            figure = spectra_figure(
+                {name: [float(v) for v in spectra[name]] for name in spectra if name in largest}
+            )
             blocks.append(picture(figure, f"Singular values of {subject.name}."))
         data[subject.name] = json.loads(subject.inspection.to_json(singular_values=True))
     return Section("Layers", "layers", blocks, data)
@@ -104,7 +128,9 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             "edges": graph.edge_index.shape[1],
         }
         if count > NEURONS_DRAWN:
-            gaps.append(Gap(subject.name, "drawing of the parameter graph", f"{count} neurons are too many to draw"))
+            gaps.append(
+                Gap(subject.name, "drawing of the parameter graph", f"{count} neurons are too many to draw")
+            )
             continue
         caption = (
             f"{subject.name}: neurons by layer, colored by bias, and the weights that are largest "

@@ -1,0 +1,43 @@
+"""The product of the layers' norms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from certify import checker
+from certify.bounders.base import Bounder, Proposal
+from certify.constraints import GroupRestricted
+from certify.lmi import Chain
+from weightspace.errors import UnsupportedOperationError
+
+
+@dataclass(frozen=True)
+class NormProduct(Bounder):
+    r"""Bound by $\prod_k \|W_k\| \prod_k c_k$, c the activations' own constants.
+
+    l2: spectral norms, each proven by a Cholesky factorization of $s^2 I - W'W$; l-infinity: largest
+        absolute row
+    sums. Loose, but it applies to every chain: scalar activations, GroupSort, MaxMin, Householder (l2 only).
+    """
+
+    def propose(self, chain: Chain, norm: str) -> Proposal | None:
+        for layer in chain.hidden:
+            constraint = layer.constraint
+            if norm == "linf" and isinstance(constraint, GroupRestricted) and constraint.linf is None:
+                raise UnsupportedOperationError(
+                    f"Householder at node {layer.name!r} has no rule in the l-infinity norm; use norm='l2'"
+                )
+        bound = _spectral_norm if norm == "l2" else checker.row_sum_bound
+        return Proposal(
+            "product of layer norms", layer_norms=tuple(bound(weight) for weight in chain.weights)
+        )
+
+
+def _spectral_norm(weight: np.ndarray) -> float:
+    """Return the computed spectral norm, enlarged by far more than its rounding; the check proves it."""
+    largest = float(np.abs(weight).max())
+    if largest == 0:
+        return 0.0
+    return float(np.linalg.norm(weight / largest, 2)) * largest * (1 + 1e-9)

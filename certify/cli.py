@@ -1,0 +1,194 @@
+"""The commands `certify` and `check`."""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weightspace.errors import CheckpointError, WeightspaceError
+
+if TYPE_CHECKING:
+    from certify.bounders import Bounder
+
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class Norm(StrEnum):
+    """Values of --norm."""
+
+    l2 = "l2"
+    linf = "linf"
+
+
+class Method(StrEnum):
+    """Values of --method."""
+
+    auto = "auto"
+    lipsdp = "lipsdp"
+    closed_form = "closed-form"
+    norm_product = "norm-product"
+
+
+class Multipliers(StrEnum):
+    """Values of --multipliers."""
+
+    neuron = "neuron"
+    layer = "layer"
+
+
+NetworkFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Network: .onnx .pt2 .safetensors .pt .pth .npz")
+]
+Architecture = Annotated[
+    str | None, typer.Option(metavar="FILE.py:FUNCTION", help="Function that returns the module; it is run.")
+]
+Activation = Annotated[
+    str | None, typer.Option(help="Nonlinearity of a bare state dict, such as relu or tanh.")
+]
+Layout = Annotated[str | None, typer.Option(help="out-in or in-out: how a bare state dict stores matrices.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command()
+def certify(
+    file: NetworkFile,
+    norm: Annotated[Norm, typer.Option(help="Norm of input and output.")] = Norm.l2,
+    method: Annotated[
+        Method, typer.Option(help="How the bound is found; auto goes by the size.")
+    ] = Method.auto,
+    solver: Annotated[
+        str | None, typer.Option(help="SDP solver of --method lipsdp: CLARABEL, SCS, ... [default: CLARABEL]")
+    ] = None,
+    multipliers: Annotated[
+        Multipliers | None, typer.Option(help="Multipliers of --method lipsdp [default: neuron]")
+    ] = None,
+    max_lipschitz: Annotated[
+        float | None, typer.Option(help="Certified only if the bound is at most this.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="J or J,K", help="One output, or a difference of two.")
+    ] = None,
+    architecture: Architecture = None,
+    activation: Activation = None,
+    layout: Layout = None,
+    certificate: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="CERT.json", help="Write the certificate here.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bound a network's Lipschitz constant and prove it.
+
+    Exit status: 0 certified (without --max-lipschitz: a checked bound exists), 1 not certified, 2 error.
+    """
+    if max_lipschitz is not None and not (math.isfinite(max_lipschitz) and max_lipschitz >= 0):
+        raise WeightspaceError(f"--max-lipschitz {max_lipschitz} is no finite number of at least 0")
+    bounder = _bounder(method, solver, multipliers)
+    selected = _output(output)
+    from certify.bounders import lipschitz
+    from weightspace.commands import assumption
+    from weightspace.reading import read
+    from weightspace.result import write_text
+
+    network = read(file, architecture=architecture, activation=activation, layout=layout)
+    assumption(network)
+    result = lipschitz(network, norm=norm.value, bounder=bounder, output=selected)
+    certified = result.upper_bound is not None and (
+        max_lipschitz is None or result.upper_bound <= max_lipschitz
+    )
+    text = result.to_json()
+    if certificate is not None:
+        write_text(certificate, text + "\n")
+    if as_json:
+        _print_json(
+            {
+                "certified": certified,
+                "max_lipschitz": max_lipschitz,
+                "upper_bound": result.upper_bound,
+                "optimum_lower_bound": result.optimum_lower_bound,
+                "sampled_lower_bound": result.sampled_lower_bound,
+                "status": str(result.status),
+                "norm": result.norm,
+                "output": result.output,
+                "method": result.method,
+                "claim": result.claim,
+                "network_hash": result.network_hash,
+                "seconds": result.seconds,
+                "certificate": None if certificate is None else str(certificate),
+            }
+        )
+    else:
+        typer.echo(str(result))
+        if max_lipschitz is not None:
+            typer.echo(f"{'certified' if certified else 'NOT certified'}: limit {max_lipschitz:g}")
+    if not certified:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    certificate: Annotated[Path, typer.Argument(metavar="CERT.json", help="What `certify -o` wrote.")],
+    file: NetworkFile,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Also in rational arithmetic; small networks only.")
+    ] = False,
+    architecture: Architecture = None,
+    activation: Activation = None,
+    layout: Layout = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a certificate against its network, independently of how it was found.
+
+    Exit status: 0 valid, 1 invalid, 2 error.
+    """
+    from certify.checking import check_text
+    from weightspace.reading import read
+
+    try:
+        text = certificate.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise CheckpointError(f"cannot read certificate {str(certificate)!r}: {reason}") from error
+    network = read(file, architecture=architecture, activation=activation, layout=layout)
+    result = check_text(text, network, exact=exact)
+    if as_json:
+        margin = result.margin if result.margin is None or math.isfinite(result.margin) else None
+        _print_json({"valid": result.valid, "reason": result.reason, "margin": margin, "exact": exact})
+    else:
+        typer.echo(f"{'valid' if result.valid else 'INVALID'}: {result.reason}")
+    if not result.valid:
+        raise typer.Exit(1)
+
+
+def _bounder(method: Method, solver: str | None, multipliers: Multipliers | None) -> Bounder | None:
+    """Return the bounder the flags name; naming a solver or multipliers means lipsdp."""
+    from certify.bounders import ClosedForm, LipSDP, NormProduct
+
+    asked = solver is not None or multipliers is not None
+    if asked and method not in (Method.auto, Method.lipsdp):
+        raise WeightspaceError(f"--solver and --multipliers belong to --method lipsdp, not to {method.value}")
+    if method is Method.lipsdp or asked:
+        return LipSDP(solver or "CLARABEL", multipliers.value if multipliers else "neuron")
+    return {Method.closed_form: ClosedForm(), Method.norm_product: NormProduct()}.get(method)
+
+
+def _output(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        indices = [int(part) for part in text.split(",")]
+    except ValueError:
+        indices = []
+    if len(indices) == 1:
+        return indices[0]
+    if len(indices) == 2:
+        return indices[0], indices[1]
+    raise WeightspaceError(f"--output {text!r} is neither an index J nor a pair J,K")
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    typer.echo(json.dumps(data, allow_nan=False))

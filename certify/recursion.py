@@ -1,0 +1,131 @@
+"""Closed forms for a chain: the least rho for given multipliers, and multipliers without any solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.linalg
+
+from certify.lmi import SlopeChain
+
+
+def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
+    r"""Return the least rho with $M(\rho, \lambda) \succeq 0$ for fixed multipliers; inf where none exists.
+
+    $Y_K = D_K$, $Y_{k-1} = D_{k-1} - C_k' Y_k^{-1} C_k$ with $C_k = -(\alpha + \beta) \Lambda_k W_k$ and
+    $D_k$ the
+    diagonal blocks; $\rho = \lambda_{max}(-Y_0)$ with the block of the input. Not rigorous: floating point.
+    """
+    weights = chain.weights
+    if len(weights) == 1:
+        return float(np.linalg.norm(weights[0], 2)) ** 2
+    schur = -weights[-1].T @ weights[-1]
+    for k in range(len(multipliers) - 1, -1, -1):
+        values, low, high = multipliers[k], chain.alpha[k], chain.beta[k]
+        schur[np.diag_indices_from(schur)] += 2 * values
+        try:
+            factor = np.linalg.cholesky(schur)
+        except np.linalg.LinAlgError:
+            return math.inf
+        coupling = (values * (low + high))[:, None] * weights[k]
+        half = scipy.linalg.solve_triangular(factor, coupling, lower=True, check_finite=False)
+        if k == 0 and not (low * high).any():
+            rho = float(np.linalg.norm(half, 2)) ** 2
+            return rho if math.isfinite(rho) else math.inf
+        schur = weights[k].T @ ((2 * values * low * high)[:, None] * weights[k]) - half.T @ half
+    rho = float(np.linalg.eigvalsh(-(schur + schur.T) / 2)[-1])
+    return max(rho, 0.0) if math.isfinite(rho) else math.inf
+
+
+def eclipse_fast(chain: SlopeChain) -> list[float] | None:
+    r"""Return one multiplier per layer by the forward recursion, for rho = 1 up to a common factor.
+
+    $K_k = W_k Y_{k-1}^{-1} W_k'$, $l_k = 1 / \sigma_{max}(K_k)$, $Y_k = 2 l_k I - l_k^2 K_k$; with slopes,
+    $W_k$ is
+    multiplied by $\alpha + \beta$ and $Y_{k-1}$ grows by $2 l_k W_k' \alpha\beta W_k$. None where some
+    $\alpha\beta < 0$ or a layer vanishes.
+    Source: Xu, Sivaranjani, ECLipsE: efficient compositional Lipschitz constant estimation (2024),
+    ECLipsE-Fast.
+    """
+    schur = np.eye(chain.widths[0])
+    values = []
+    for weight, low, high in zip(chain.weights, chain.alpha, chain.beta, strict=False):
+        if (low * high < 0).any():
+            return None
+        outer = (low + high)[:, None] * weight
+        try:
+            size = np.linalg.norm(_whiten(schur, outer), 2) ** 2
+            if not (math.isfinite(size) and size > 0):
+                return None
+            value = 1 / size
+            if (low * high).any():
+                schur = schur + weight.T @ ((2 * value * low * high)[:, None] * weight)
+            half = _whiten(schur, outer)
+        except np.linalg.LinAlgError:
+            return None
+        schur = 2 * value * np.eye(len(weight)) - value**2 * (half.T @ half)
+        values.append(float(value))
+    try:
+        rho = float(np.linalg.norm(_whiten(schur, chain.weights[-1]), 2)) ** 2
+    except np.linalg.LinAlgError:
+        return None
+    return [rho * value for value in values]
+
+
+def _whiten(schur: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    return scipy.linalg.solve_triangular(np.linalg.cholesky(schur), weight.T, lower=True, check_finite=False)
+
+
+def backward_fast(chain: SlopeChain) -> list[float] | None:
+    r"""Return one multiplier per layer by the backward recursion, for any slopes.
+
+    $\lambda_k = c \sigma_{max}(C_k)$, $D = 2 \lambda_k I - C_k$,
+    $C_{k-1} = W_k' ((\alpha+\beta) \lambda_k D^{-1} \lambda_k (\alpha+\beta) - 2 \lambda_k \alpha\beta)
+    W_k$ from
+    $C_K = W_L' W_L$, with the c > 1/2 that makes $\sigma_{max}(C_{k-1})$ least. Never above the norm
+    product: for
+    $C_k = \sigma I$ and one slope interval the best c gives $\max(|\alpha|, |\beta|)^2 \sigma W_k' W_k$.
+    """
+    current = chain.weights[-1].T @ chain.weights[-1]
+    values: list[float] = []
+    for k in range(len(chain.alpha) - 1, -1, -1):
+        weight, low, high = chain.weights[k], chain.alpha[k], chain.beta[k]
+        eigenvalues, vectors = np.linalg.eigh((current + current.T) / 2)
+        top = float(eigenvalues[-1])
+        if not (math.isfinite(top) and top > 0):
+            return None
+        rotated = vectors.T @ ((low + high)[:, None] * weight)
+        product = weight.T @ ((low * high)[:, None] * weight)
+
+        def following(
+            c: float, rotated=rotated, product=product, top=top, eigenvalues=eigenvalues
+        ) -> np.ndarray:
+            gain = (c * top) ** 2 / (2 * c * top - eigenvalues)
+            return rotated.T @ (gain[:, None] * rotated) - 2 * c * top * product
+
+        best = (
+            1.0
+            if not (low * high).any()
+            else _minimize(lambda c: float(np.linalg.eigvalsh(following(c))[-1]))
+        )
+        current = following(best)
+        values.append(best * top)
+    return values[::-1]
+
+
+def _minimize(function) -> float:
+    """Golden section for a convex function of c in (1/2, 2].
+
+    It stays 1e-7 away from 1/2, so that the inequality keeps room for rounding.
+    """
+    low, high = 0.5 * (1 + 1e-7), 2.0
+    ratio = (math.sqrt(5) - 1) / 2
+    for _ in range(40):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        if function(left) <= function(right):
+            high = right
+        else:
+            low = left
+    return (low + high) / 2

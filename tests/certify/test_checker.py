@@ -1,0 +1,369 @@
+"""The independent check: it accepts what is true, refuses what exact arithmetic refutes, and runs alone."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import certify
+from certify import checker
+from certify.checking import check_text, network_arrays
+from certify.exact import chain_matrix, positive_semidefinite
+from certify.lmi import chain_of
+from certify.recursion import tighten
+from weightspace.builder import NetworkBuilder
+from weightspace.errors import CheckpointError
+from weightspace.operations import (
+    Absolute,
+    BatchNorm,
+    Clip,
+    Conv,
+    Flatten,
+    GroupSort,
+    LayerNorm,
+    LeakyReLU,
+    Linear,
+    Pad,
+    Parameter,
+    Pointwise,
+    PReLU,
+    ReLU,
+    SiLU,
+    Softmax,
+)
+from weightspace.operations.arithmetic import Add, Multiply
+
+CHECKER = Path(checker.__file__)
+
+# what a machine without torch sees: the checker's own imports only
+ALONE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "scipy", "cvxpy", "weightspace", "certify", "kernels",
+        "networkx"}:
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Blocker())
+import runpy
+path = sys.argv[1]
+sys.argv = sys.argv[1:]
+runpy.run_path(path, run_name="__main__")
+"""
+
+
+def run_alone(*arguments):
+    return subprocess.run(
+        [sys.executable, "-I", "-c", ALONE, str(CHECKER), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def rewritten(certificate, **changes):
+    """The JSON of a certificate with fields changed and the digest recomputed, as a forger would."""
+    data = json.loads(certificate.to_json())
+    data.update(changes)
+    data["digest"] = checker.digest(data)
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_runs_with_numpy_alone(build, he, tmp_path, dtype):
+    network = build(he([3, 6, 2]), LeakyReLU(negative_slope=0.1), dtype)
+    network.save_npz(tmp_path / "network.npz")
+    for bounder in (certify.ClosedForm(), certify.NormProduct()):
+        certificate = certify.lipschitz(network, bounder=bounder)
+        (tmp_path / "certificate.json").write_text(certificate.to_json())
+        result = run_alone(tmp_path / "certificate.json", tmp_path / "network.npz")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert repr(certificate.upper_bound) in result.stdout
+        assert certify.check(certificate, network).valid
+    forged = rewritten(certificate, upper_bound=(certificate.upper_bound * 0.9).hex())
+    (tmp_path / "certificate.json").write_text(forged)
+    result = run_alone(tmp_path / "certificate.json", tmp_path / "network.npz")
+    assert result.returncode == 1
+    assert result.stdout.startswith("invalid")
+    assert not check_text(forged, network)
+    (tmp_path / "certificate.json").write_text("{")
+    assert run_alone(tmp_path / "certificate.json", tmp_path / "network.npz").returncode == 2
+    assert run_alone(tmp_path / "certificate.json").returncode == 2
+
+
+def test_imports_nothing_but_numpy_and_the_standard_library():
+    lines = [
+        line for line in CHECKER.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))
+    ]
+    assert {line.split()[1] for line in lines} <= {"hashlib", "json", "math", "sys", "numpy"}
+
+
+def varied_networks():
+    torch.manual_seed(0)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        b = NetworkBuilder()
+        node = b.input("x", (None, 2, 6, 6), dtype)
+        w = b.parameter("conv", torch.randn(3, 2, 3, 3).to(dtype))
+        node = b.add(Conv(weight=w, stride=(1, 1), padding=(1, 1), dilation=(1, 1)), node)
+        mean = b.parameter("mean", torch.randn(3).to(dtype), trained=False)
+        node = b.add(
+            BatchNorm(running_mean=mean, running_var=b.parameter("var", torch.rand(3).to(dtype))), node
+        )
+        node = b.add(Pad(amounts=(1, 0, 0, 0), value=0.5), node)
+        node = b.add(Flatten(), b.add(PReLU(weight=b.parameter("slope", torch.rand(3).to(dtype))), node))
+        dense = b.add(Linear(weight=b.parameter("w", torch.randn(5, 126).to(dtype)), transposed=False), node)
+        shifted = b.add(Add(), dense, b.add(Parameter(value=b.parameter("p", torch.randn(1, 5).to(dtype)))))
+        product = b.add(Multiply(), shifted, b.add(LayerNorm(normalized_shape=(5,)), dense))
+        yield b.build([b.add(Softmax(), product), dense])
+    b = NetworkBuilder()
+    one, other = b.input("a", (None, 3), torch.float64), b.input("b", (None, 3), torch.float64)
+    yield b.build(
+        [b.add(Add(), b.add(Clip(lower=None, upper=1e16), one), b.add(Pointwise(name="erf"), other))]
+    )
+
+
+def test_hash_equals_that_of_the_network(tmp_path):
+    for network in varied_networks():
+        assert checker.network_hash(*network_arrays(network)) == network.hash
+        network.save_npz(tmp_path / "network.npz")
+        assert checker.network_hash(*checker.load_network(tmp_path / "network.npz")) == network.hash
+
+
+def test_every_edit_is_noticed(build, he):
+    network = build(he([2, 3, 2]))
+    text = certify.lipschitz(network, bounder=certify.LipSDP()).to_json()
+    data = json.loads(text)
+    edits = 0
+    for name, value in data.items():
+        if isinstance(value, str):
+            changes = [value[:-1] + ("0" if value[-1] != "0" else "1")]
+        elif name == "multipliers":
+            changes = [[value[0][::-1]], [value[0][:-1]], None]
+        elif name == "versions":
+            changes = [{**value, "numpy": "0"}]
+        else:
+            changes = [1, 2, [0, 1], "x"]
+        for change in changes:
+            if change == value:
+                continue
+            edited = json.dumps({**data, name: change})
+            with pytest.raises(CheckpointError):
+                certify.Certificate.from_json(edited)
+            with contextlib.suppress(CheckpointError):
+                assert not check_text(edited, network)
+            edits += 1
+    assert edits > 20
+    for broken in (
+        "",
+        "[]",
+        "{}",
+        text[:-3],
+        json.dumps({**data, "extra": 1}),
+        "[" * 100_000,
+        text.replace('"0x', '"'),
+    ):
+        with pytest.raises(CheckpointError):
+            check_text(broken, network)
+
+
+def test_forgeries_with_a_fresh_digest_are_refused(build, he):
+    network = build(he([3, 5, 4, 2], 1), dtype=torch.float32)
+    for bounder in (certify.LipSDP(), certify.ClosedForm()):
+        certificate = certify.lipschitz(network, bounder=bounder)
+        rho, values = certificate.rho, [list(layer) for layer in certificate.multipliers]
+        hexes = lambda layers: [[value.hex() for value in layer] for layer in layers]  # noqa: E731
+        assert check_text(rewritten(certificate), network)
+        forgeries = [
+            {"rho": (rho * f).hex(), "upper_bound": (np.sqrt(rho * f)).hex()} for f in (1 - 1e-6, 0.999, 0.5)
+        ]
+        forgeries += [{"upper_bound": (certificate.upper_bound * (1 - 1e-12)).hex()}]
+        forgeries += [{"rho": x, "upper_bound": x} for x in ("nan", "inf", "-0x1.0p+0", (0.0).hex())]
+        for k, layer in enumerate(values):
+            for factor in (1.01, 0.99, -1.0, float("nan"), float("inf"), 0.0):
+                changed = [list(other) for other in values]
+                changed[k][len(layer) // 2] *= factor
+                forgeries.append({"multipliers": hexes(changed)})
+        forgeries += [
+            {"multipliers": hexes(values[:1])},
+            {"multipliers": []},
+            {"multipliers": None},
+            {"rho": None},
+        ]
+        forgeries += [{"network_hash": "0" * 64}, {"norm": "linf"}, {"output": 7}, {"kind": "norm product"}]
+        forgeries += [
+            {"sampled_lower_bound": (2 * certificate.upper_bound).hex()},
+            {"version": 2},
+            {"region": "box"},
+        ]
+        for forgery in forgeries:
+            text = rewritten(certificate, **forgery)
+            try:
+                # the closed form's multipliers are not optimal: some changes leave the inequality true
+                assert not check_text(text, network) or check_text(text, network, exact=True), forgery
+                assert not check_text(text, network) or bounder == certify.ClosedForm()
+            except CheckpointError:
+                pass
+        other = build([1.001 * matrix for matrix in he([3, 5, 4, 2], 1)], dtype=torch.float32)
+        assert not certify.check(certificate, other)
+        moved = rewritten(certificate, network_hash=other.hash)
+        assert not check_text(moved, other)
+
+
+def test_rejects_just_below_the_boundary_and_accepts_just_above(build, he):
+    for seed in range(4):
+        network = build(he([8, 16, 16, 4], seed), dtype=torch.float32)
+        certificate = certify.lipschitz(network, bounder=certify.ClosedForm())
+        chain = chain_of(network).require_slopes("test")
+        boundary = tighten(chain, [np.array(v) for v in certificate.multipliers])
+        weights, hidden = checker.rebuild_chain(*network_arrays(network))
+        checker.check_multipliers(weights, hidden, boundary * (1 + 1e-9), certificate.multipliers)
+        for factor in (1.0, 1 - 1e-9, 1 - 1e-6, 0.999):
+            with pytest.raises(checker.Refused):
+                checker.check_multipliers(weights, hidden, boundary * factor, certificate.multipliers)
+
+
+ACTIVATIONS = [ReLU(), LeakyReLU(negative_slope=0.25), SiLU(), Absolute(), LeakyReLU(negative_slope=-0.125)]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
+def test_nothing_is_accepted_that_exact_arithmetic_refutes(build, activation):
+    rng = np.random.default_rng(0)
+    accepted = refused = conservative = 0
+    for case in range(50):
+        widths = [int(rng.integers(1, 4)) for _ in range(int(rng.integers(3, 5)))]
+        matrices = [
+            rng.normal(size=(b, a)).round(int(rng.integers(1, 8))) for a, b in itertools.pairwise(widths)
+        ]
+        network = build(matrices, activation)
+        weights, hidden = checker.rebuild_chain(*network_arrays(network))
+        certificate = certify.lipschitz(network, bounder=certify.ClosedForm())
+        if certificate.rho == 0:
+            continue
+        chain = chain_of(network).require_slopes("test")
+        values = [np.array(layer) * rng.choice([1, 1 + 1e-3, 2]) for layer in certificate.multipliers]
+        rho = tighten(chain, values)
+        if not np.isfinite(rho) or rho == 0:
+            continue
+        rho *= 1 + float(rng.choice([0, 1, -1])) * 10.0 ** -float(rng.integers(6, 17))
+        slopes = [entry[1:] for entry in hidden]
+        pruned, kept_slopes, kept = checker.prune(weights, slopes, values)
+        if any(weight.size == 0 for weight in pruned):
+            continue
+        exact = chain_matrix(
+            [[[Fraction(float(w)) for w in row] for row in weight] for weight in pruned],
+            kept_slopes,
+            Fraction(rho),
+            [[Fraction(float(v)) for v in layer] for layer in kept],
+        )
+        truth = positive_semidefinite(exact)
+        try:
+            checker.check_multipliers(weights, hidden, rho, values)
+            assert truth, (case, rho)
+            accepted += 1
+        except checker.Refused:
+            refused += not truth
+            conservative += truth
+    assert min(accepted, refused) > 5, (accepted, refused, conservative)
+
+
+def test_exact_arithmetic_confirms_certificates(build, he):
+    network = build(he([2, 4, 3, 2], 3), LeakyReLU(negative_slope=0.1), torch.float32)
+    for output in (None, 1, (0, 1)):
+        for bounder in (certify.LipSDP(), certify.ClosedForm(), certify.NormProduct()):
+            certificate = certify.lipschitz(network, bounder=bounder, output=output)
+            assert certify.check(certificate, network, exact=True)
+    linf = certify.lipschitz(network, norm="linf", output=(0, 1))
+    assert certify.check(linf, network, exact=True)
+
+
+def test_exact_definiteness():
+    f = Fraction
+    assert positive_semidefinite([[f(1), f(1)], [f(1), f(1)]])
+    assert not positive_semidefinite([[f(1), f(1)], [f(1), 1 - f(1, 10**30)]])
+    assert positive_semidefinite([[f(0), f(0)], [f(0), f(2)]])
+    assert not positive_semidefinite([[f(0), f(1)], [f(1), f(2)]])
+
+
+def test_matrix_inequality_equals_the_one_of_the_solvers(build, he):
+    rng = np.random.default_rng(2)
+    for activation in ACTIVATIONS:
+        chain = chain_of(build(he([3, 4, 5, 2], 6), activation)).require_slopes("test")
+        values = [rng.random(4), rng.random(5)]
+        dense = chain.matrix(2.5, values)
+        exact = chain_matrix(
+            [[[Fraction(float(w)) for w in row] for row in weight] for weight in chain.weights],
+            list(zip(chain.alpha, chain.beta, strict=True)),
+            Fraction(2.5),
+            [[Fraction(float(v)) for v in layer] for layer in values],
+        )
+        np.testing.assert_allclose(dense, np.array(exact, dtype=float), atol=1e-12)
+        flat = chain.affine_map("neuron") @ np.concatenate(
+            [[2.5], *values]
+        ) + chain.constant_matrix().reshape(-1)
+        np.testing.assert_allclose(flat.reshape(dense.shape), dense, atol=1e-12)
+        ones = [np.full(4, 0.7), np.full(5, 0.2)]
+        flat = chain.affine_map("layer") @ np.array([2.5, 0.7, 0.2]) + chain.constant_matrix().reshape(-1)
+        np.testing.assert_allclose(flat.reshape(dense.shape), chain.matrix(2.5, ones), atol=1e-12)
+
+
+def test_norm_products_are_refused_when_a_norm_is_too_small(build, he):
+    for norm in ("l2", "linf"):
+        network = build(he([3, 5, 2], 7), GroupSort(group_size=5), torch.float32)
+        certificate = certify.lipschitz(network, norm=norm)
+        assert certify.check(certificate, network)
+        first, second = certificate.layer_norms
+        for norms in (
+            [first * (1 - 1e-6), second],
+            [first, second * 0.5],
+            [first],
+            [first, float("nan")],
+            [-first, -second],
+        ):
+            forged = rewritten(certificate, layer_norms=[float(value).hex() for value in norms])
+            assert not check_text(forged, network)
+        assert not check_text(
+            rewritten(certificate, upper_bound=(certificate.upper_bound * (1 - 1e-6)).hex()), network
+        )
+
+
+def test_extreme_scales_are_proven_or_refused(build):
+    for exponent in (-140, -30, 30, 140):
+        matrices = [np.array([[1.0, 2.0], [3.0, -1.0]]) * 10.0**exponent, np.array([[1.0, -1.0]])]
+        certificate = certify.lipschitz(build(matrices))
+        assert certificate.upper_bound is not None
+        assert certificate.sampled_lower_bound <= certificate.upper_bound
+    spread = build([np.array([[1.0, 1e-300], [1e-5, 1.0]]), np.array([[1.0, 1e-310]])])
+    certificate = certify.lipschitz(spread)
+    assert certificate.upper_bound is None
+    assert "failed" in str(certificate.status)
+    assert not certify.check(certificate, spread)
+    overflow = build([np.full((1, 1), 1e300)] * 3)
+    assert certify.lipschitz(overflow).upper_bound is None
+
+
+def test_broken_network_files_are_errors(build, he, tmp_path):
+    network = build(he([2, 3, 2]))
+    network.save_npz(tmp_path / "network.npz")
+    content = (tmp_path / "network.npz").read_bytes()
+    (tmp_path / "certificate.json").write_text(certify.lipschitz(network).to_json())
+    np.savez(tmp_path / "pickle.npz", network=np.array([object()], dtype=object))
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    for name in ("pickle.npz", "cut.npz", "missing.npz", "certificate.json"):
+        with pytest.raises(checker.Unreadable):
+            checker.load_network(tmp_path / name)
+        assert checker.main([str(tmp_path / "certificate.json"), str(tmp_path / name)]) == 2
+    assert checker.main([str(tmp_path / "certificate.json"), str(tmp_path / "network.npz")]) == 0
+
+
+def test_a_failed_certificate_is_invalid(build, he):
+    network = build(he([2, 3, 2]))
+    certificate = certify.lipschitz(network)
+    failed = dataclasses.replace(certificate, upper_bound=None)
+    assert "no bound" in certify.check(failed, network).reason
