@@ -92,10 +92,11 @@ def certify(
     from certify.bounders import lipschitz
     from weightspace.commands import assumption
     from weightspace.reading import read
-    from weightspace.result import write_text
+    from weightspace.result import check_writable, write_text
 
+    if certificate is not None:
+        check_writable(certificate)
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    assumption(network)
     result = lipschitz(network, norm=norm.value, bounder=bounder, output=selected)
     certified = result.upper_bound is not None and (
         max_lipschitz is None or result.upper_bound <= max_lipschitz
@@ -103,6 +104,7 @@ def certify(
     text = result.to_json()
     if certificate is not None:
         write_text(certificate, text + "\n")
+    assumption(network)
     if as_json:
         _print_json(
             {

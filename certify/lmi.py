@@ -32,6 +32,7 @@ from weightspace.operations import (
     LayerNorm,
     Linear,
     MaxPool,
+    Opaque,
     Operation,
     PReLU,
     Reshape,
@@ -275,7 +276,12 @@ def _width(node: Node) -> int:
 
 def _refuse(node: Node) -> None:
     """Refuse operations that are no activation on the features, each with its reason."""
-    operation, place = node.operation, f"{node.operation.kind} at node {node.name!r}"
+    operation = node.operation
+    if isinstance(operation, Opaque):
+        raise UnsupportedOperationError(
+            f"{operation.name} at node {node.name!r} is not known to this version"
+        )
+    place = f"{operation.kind} at node {node.name!r}"
     if isinstance(operation, BatchNorm | Scale):
         raise UnsupportedOperationError(
             f"{place} would have to be folded into the weights, and the fold has no rigorous check yet; "

@@ -7,30 +7,44 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from weightspace.checkpoint import write_safetensors
-from weightspace.cli import COMMANDS
+from weightspace.cli import COMMANDS, main
 from weightspace.reading import read
 
 
-def weightspace(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "weightspace.cli", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=240)
+@pytest.fixture
+def weightspace(monkeypatch, capsys):
+    """Return a function that runs the command line in this process, as `weightspace ARGUMENTS...`."""
+
+    def run(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["weightspace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=stop.value.code, stdout=captured.out, stderr=captured.err)
+
+    return run
 
 
-def fails(*arguments: object, code: int = 2) -> str:
-    """Run, expect the exit code and exactly one line on standard error; return it."""
-    result = weightspace(*arguments)
-    assert result.returncode == code, result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("weightspace: error: ")
-    return line
+@pytest.fixture
+def fails(weightspace):
+    """Return a function that runs a command, expects exit code 2 and one line on standard error, and returns it."""
+
+    def run(*arguments: object) -> str:
+        result = weightspace(*arguments)
+        assert result.returncode == 2, result.stderr
+        assert result.stdout == ""
+        (line,) = result.stderr.strip().splitlines()
+        assert line.startswith("weightspace: error: ")
+        return line
+
+    return run
 
 
 def mlp(seed: int, *sizes: int) -> dict[str, torch.Tensor]:
@@ -62,25 +76,25 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help(name):
+def test_every_command_has_help(weightspace, name):
     result = weightspace(name, "--help")
     assert result.returncode == 0, result.stderr
     assert "--json" in result.stdout
 
 
-def test_version_lists_torch_devices_and_backends():
+def test_version_lists_torch_devices_and_backends(weightspace):
     text = weightspace("--version").stdout
     assert f"torch {torch.__version__}" in text
     assert "devices: cpu" in text
     assert "eigensolver backends: " in text
 
 
-def test_unknown_command_and_option():
+def test_unknown_command_and_option(weightspace):
     assert weightspace("bogus").returncode == 2
     assert weightspace("inspect", "--nope", "x").returncode == 2
 
 
-def test_inspect(checkpoint):
+def test_inspect(weightspace, checkpoint):
     table = weightspace("inspect", checkpoint)
     assert table.returncode == 0
     assert "0.weight" in table.stdout
@@ -88,7 +102,7 @@ def test_inspect(checkpoint):
     assert [row["name"] for row in data["tensors"]] == ["0.bias", "0.weight", "1.bias", "1.weight"]
 
 
-def test_align_and_diff(checkpoint, tmp_path):
+def test_align_and_diff(weightspace, checkpoint, tmp_path):
     order = torch.randperm(6)
     tensors = mlp(0, 4, 6, 3)
     for name in ("0.weight", "0.bias"):
@@ -106,13 +120,13 @@ def test_align_and_diff(checkpoint, tmp_path):
     assert json.loads(weightspace("diff", checkpoint, aligned, "--json").stdout)["equal"] is True
 
 
-def test_graph(checkpoint, tmp_path):
+def test_graph(weightspace, checkpoint, tmp_path):
     result = weightspace("graph", checkpoint, "-o", tmp_path / "g.json", "--json")
     assert json.loads(result.stdout)["edges"] == 42
     assert json.loads((tmp_path / "g.json").read_text())["layer_sizes"] == [4, 6, 3]
 
 
-def test_certify_and_check(checkpoint, tmp_path):
+def test_certify_and_check(weightspace, checkpoint, tmp_path):
     certificate = tmp_path / "c.json"
     result = weightspace("certify", checkpoint, "-o", certificate, "--json")
     assert result.returncode == 0, result.stderr
@@ -125,7 +139,7 @@ def test_certify_and_check(checkpoint, tmp_path):
     assert weightspace("check", certificate, other).returncode == 1
 
 
-def test_decompose(tmp_path):
+def test_decompose(weightspace, tmp_path):
     from weightspace.layers import BilinearMLP
     from weightspace.tracing import trace
 
@@ -148,17 +162,17 @@ class Attack:
         return (open, (str(self.target), "w"))
 
 
-def test_missing_file(tmp_path):
+def test_missing_file(fails, tmp_path):
     assert "nowhere.safetensors" in fails("inspect", tmp_path / "nowhere.safetensors")
 
 
-def test_truncated_safetensors(checkpoint):
+def test_truncated_safetensors(fails, checkpoint):
     checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     for command in (("inspect", checkpoint), ("report", checkpoint, "-o", checkpoint.parent / "r")):
         assert "mlp.safetensors" in fails(*command)
 
 
-def test_pickle_that_would_execute_code(tmp_path):
+def test_pickle_that_would_execute_code(fails, tmp_path):
     (tmp_path / "evil.pt").write_bytes(pickle.dumps(Attack(tmp_path / "owned")))
     assert "evil.pt" in fails("inspect", tmp_path / "evil.pt")
     torch.save({"w": torch.ones(2), "x": Attack(tmp_path / "owned")}, tmp_path / "evil2.pt")
@@ -166,7 +180,7 @@ def test_pickle_that_would_execute_code(tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_pt2_with_a_pickled_payload(tmp_path):
+def test_pt2_with_a_pickled_payload(fails, tmp_path):
     import zipfile
 
     torch.export.save(torch.export.export(nn.Linear(3, 2), (torch.zeros(2, 3),)), tmp_path / "m.pt2")
@@ -176,7 +190,7 @@ def test_pt2_with_a_pickled_payload(tmp_path):
     assert "is a pickle" in fails("inspect", tmp_path / "p.pt2")
 
 
-def test_nan_weights(tmp_path):
+def test_nan_weights(weightspace, fails, tmp_path):
     tensors = mlp(0, 4, 6, 3)
     tensors["0.weight"][1, 2] = torch.nan
     path = tmp_path / "nan.safetensors"
@@ -187,7 +201,7 @@ def test_nan_weights(tmp_path):
     assert weightspace("inspect", path).returncode == 0
 
 
-def test_unsupported_onnx_operation(tmp_path):
+def test_unsupported_onnx_operation(fails, tmp_path):
     import onnx
     from onnx import TensorProto, helper
 
@@ -201,7 +215,7 @@ def test_unsupported_onnx_operation(tmp_path):
     assert "NonZero" in fails("certify", tmp_path / "m.onnx")
 
 
-def test_mismatching_shapes_in_align(checkpoint, tmp_path):
+def test_mismatching_shapes_in_align(fails, checkpoint, tmp_path):
     other = tmp_path / "other.safetensors"
     write_safetensors(other, mlp(0, 4, 7, 3))
     line = fails("align", checkpoint, other, "-o", tmp_path / "out.safetensors")
@@ -210,7 +224,7 @@ def test_mismatching_shapes_in_align(checkpoint, tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_unwritable_output(checkpoint, tmp_path):
+def test_unwritable_output(fails, checkpoint, tmp_path):
     for arguments in (
         ("report", checkpoint, "-o", tmp_path / "missing" / "folder"),
         ("align", checkpoint, checkpoint, "-o", tmp_path / "missing" / "a.safetensors"),
@@ -222,5 +236,5 @@ def test_unwritable_output(checkpoint, tmp_path):
     assert "file" in fails("report", checkpoint, "-o", tmp_path / "file")
 
 
-def test_align_refuses_another_suffix(checkpoint, tmp_path):
+def test_align_refuses_another_suffix(fails, checkpoint, tmp_path):
     assert "name the file so" in fails("align", checkpoint, checkpoint, "-o", tmp_path / "out.pt")

@@ -120,16 +120,20 @@ def align_command(
     """Write MODEL with its hidden neurons in REFERENCE's order; its function stays the same."""
     from weightspace.errors import OutputError
     from weightspace.matching import align
+    from weightspace.network import Network
     from weightspace.reading import read
+    from weightspace.result import check_writable
 
+    check_writable(output)
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: the aligned model is written as .safetensors; name the file so")
     first, second = (
         read(p, architecture=architecture, activation=activation, layout=layout) for p in (reference, model)
     )
-    assumption(first)
     alignment = align(first, second)
-    alignment.model.save(output)  # type: ignore[union-attr]  # two networks give a network
+    assert isinstance(alignment.model, Network)
+    alignment.model.save(output)
+    assumption(first)
     data = {**json.loads(alignment.to_json()), "output": str(output)}
     text = [
         f"distance {alignment.distance_before:.6g} -> {alignment.distance:.6g}"
@@ -153,11 +157,12 @@ def graph_command(
     """Write the graph of neurons (nodes) and weights (edges) as JSON."""
     from weightspace.graph import encode
     from weightspace.reading import read
-    from weightspace.result import write_text
+    from weightspace.result import check_writable, write_text
 
+    check_writable(output)
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    assumption(network)
     graph = encode(network)
     write_text(output, graph.to_json())
+    assumption(network)
     data = {"output": str(output), "nodes": len(graph.node_layer), "edges": graph.edge_index.shape[1]}
     emit(data, f"wrote {output}: {data['nodes']} neurons, {data['edges']} weights", as_json)

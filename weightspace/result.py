@@ -11,6 +11,28 @@ from pathlib import Path
 from weightspace.errors import OutputError
 
 
+def check_writable(path: str | Path) -> Path:
+    """Return where `path` really stands if a file can be written there; worth asking before long work.
+
+    Raises:
+        OutputError: the folder is missing or not writable, or `path` is a folder or a device.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        found = "is not a folder" if target.parent.exists() else "does not exist"
+        raise OutputError(
+            f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another"
+        )
+    if target.exists() and not target.is_file():
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise OutputError(f"cannot write {str(path)!r}: it is {kind}; name a file")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(
+            f"cannot write {str(path)!r}: {str(target.parent)!r} is not writable; name another folder"
+        )
+    return target
+
+
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block it is synced to disk and renamed to `path`.
@@ -22,16 +44,7 @@ def write_atomically(path: str | Path) -> Iterator[Path]:
         OutputError: the folder is missing or not writable, `path` is a folder or a device, the disk is full.
             Errors that are not of the file system pass through unchanged.
     """
-    target = Path(os.path.realpath(path))
-    # os.path, not pathlib: its questions answer False, where pathlib raises for a name that is too long.
-    if not os.path.isdir(target.parent):
-        found = "is not a folder" if os.path.exists(target.parent) else "does not exist"
-        raise OutputError(
-            f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another"
-        )
-    if os.path.exists(target) and not os.path.isfile(target):
-        kind = "a folder" if os.path.isdir(target) else "not a regular file"
-        raise OutputError(f"cannot write {str(path)!r}: it is {kind}; name a file")
+    target = check_writable(path)
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(6)}.tmp")
     try:
         # O_EXCL: never write through a file or link that somebody else put there. Mode 0o666 is cut by the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,11 @@ _SETTINGS: dict[str, list[dict[str, Any]]] = {
     "CLARABEL": [{}, {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}],
     "SCS": [
         {"eps": 1e-5, "max_iters": 20_000, "time_limit_secs": 60.0},
-        {"eps": 1e-6, "max_iters": 40_000, "time_limit_secs": 60.0},
+        {"eps": 1e-6, "max_iters": 20_000, "time_limit_secs": 60.0},
         {"eps": 1e-8, "max_iters": 100_000, "time_limit_secs": 120.0},
     ],
 }
-_GAP = 1e-4  # of bound and dual bound, relative
+_GAP = 1e-5  # of bound and dual bound, relative
 _BLENDS = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3)
 
 
@@ -100,11 +101,7 @@ class LipSDP(Bounder):
         "(1, 1)."""
         best: tuple[float, list[np.ndarray], float] = (math.inf, [], 1.0)
         lower = 0.0
-        for settings in _SETTINGS.get(self.solver, [{}]):
-            answer = _optimize(chain, self.solver, self.multipliers, settings)
-            if answer is None:
-                continue
-            values, dual = answer
+        for values, dual in _answers(chain, self.solver, self.multipliers):
             lower = max(lower, round_dual(chain, dual, shared=self.multipliers == "layer"))
             for blend in _BLENDS:
                 mixed = [(1 - blend) * value + blend * 1.05 for value in values]
@@ -120,10 +117,13 @@ class LipSDP(Bounder):
         return best[1], best[0], lower, best[2]
 
 
-def _optimize(
-    chain: SlopeChain, solver: str, multipliers: str, settings: dict[str, Any]
-) -> tuple[list[np.ndarray], np.ndarray] | None:
-    """Solve min rho s.t. M >= 0 as one sparse affine map; returns (multipliers, dual matrix)."""
+def _answers(
+    chain: SlopeChain, solver: str, multipliers: str
+) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
+    """Solve min rho s.t. M >= 0 as one sparse affine map, more and more strictly, each from the last answer.
+
+    Yields (multipliers, dual matrix) for every answer that has finite numbers.
+    """
     import cvxpy
 
     if solver not in cvxpy.installed_solvers():
@@ -132,28 +132,26 @@ def _optimize(
         )
     size = int(chain.offsets[-1])
     linear = chain.affine_map(multipliers)
-    count = 1 + (len(chain.alpha) if multipliers == "layer" else sum(chain.widths[1:]))
-    unknowns: Any = cvxpy.Variable(count, nonneg=True)
+    unknowns: Any = cvxpy.Variable(linear.shape[1], nonneg=True)
     flat = linear @ unknowns + chain.constant_matrix().reshape(-1)
     constraint = cvxpy.reshape(flat, (size, size), order="C") >> 0
     problem: Any = cvxpy.Problem(cvxpy.Minimize(unknowns[0]), [constraint])
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-            warnings.filterwarnings("ignore", message="Converting A to a CSC")
-            problem.solve(solver=solver, **settings)
-    except cvxpy.SolverError:
-        return None
-    answer: Any = unknowns.value
-    dual: Any = constraint.dual_value
-    if answer is None or dual is None:
-        return None
-    values = np.maximum(np.asarray(answer, dtype=np.float64)[1:], 0.0)
-    if not (np.isfinite(values).all() and np.isfinite(dual).all()):
-        return None
-    widths = chain.widths[1:]
-    if multipliers == "layer":
-        each = [np.full(n, value) for n, value in zip(widths, values, strict=True)]
-    else:
-        each = list(np.split(values, np.cumsum(widths)[:-1]))
-    return each, np.asarray(dual)
+    for settings in _SETTINGS.get(solver, [{}]):
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
+                warnings.filterwarnings("ignore", message="Converting A to a CSC")
+                problem.solve(solver=solver, warm_start=True, **settings)
+        except cvxpy.SolverError:
+            continue
+        answer: Any = unknowns.value
+        dual: Any = constraint.dual_value
+        if answer is None or dual is None or not (np.isfinite(answer).all() and np.isfinite(dual).all()):
+            continue
+        values = np.maximum(np.asarray(answer, dtype=np.float64)[1:], 0.0)
+        widths = chain.widths[1:]
+        if multipliers == "layer":
+            each = [np.full(n, value) for n, value in zip(widths, values, strict=True)]
+        else:
+            each = list(np.split(values, np.cumsum(widths)[:-1]))
+        yield each, np.asarray(dual)

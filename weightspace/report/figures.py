@@ -52,15 +52,18 @@ def picture(figure: Figure, caption: str, *, form: str = "svg") -> Picture:
 
 
 def spectra_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw the singular values of several matrices, largest first, on a logarithmic axis."""
+    """Draw the singular values of several matrices, largest first; logarithmic where they differ much."""
     figure = new_figure(7.2, 3.4)
     axes = figure.subplots()
     for name, values in spectra.items():
         array = np.asarray(values, dtype=float)
         floor = array.max(initial=0.0) * 1e-9
         axes.plot(np.arange(1, len(array) + 1), np.maximum(array, floor), label=plain(name), linewidth=1.3)
-    if any(max(values, default=0.0) > 0 for values in spectra.values()):
+    positive = [value for values in spectra.values() for value in values if value > 0]
+    if positive and max(positive) > 3 * min(positive):
         axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.1 * max(positive, default=1.0))
     axes.set_xscale("log")
     axes.set_xlabel("rank")
     axes.set_ylabel("singular value")

@@ -115,16 +115,18 @@ def prepare_folder(folder: Path) -> None:
 
 
 def _sections() -> list[tuple[str, SectionFunction]]:
-    found: list[tuple[str, SectionFunction]] = [
-        ("overview", weights.overview),
-        ("layers", weights.layers),
-        ("neurons", weights.neurons),
-        ("pairs", comparison.pairs),
-    ]
+    """Return the sections in the order of the page: conclusions first, tables of every tensor last."""
+    later: list[tuple[str, SectionFunction]] = []
     for title, place in LATER_SECTIONS.items():
         module, function = place.split(":")
-        found.append((title, getattr(importlib.import_module(module), function)))
-    return found
+        later.append((title, getattr(importlib.import_module(module), function)))
+    return [
+        ("overview", weights.overview),
+        ("pairs", comparison.pairs),
+        *later,
+        ("neurons", weights.neurons),
+        ("layers", weights.layers),
+    ]
 
 
 def _subject(
