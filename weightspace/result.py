@@ -18,18 +18,20 @@ def check_writable(path: str | Path) -> Path:
         OutputError: the folder is missing or not writable, or `path` is a folder or a device.
     """
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        found = "is not a folder" if target.parent.exists() else "does not exist"
-        raise OutputError(
-            f"cannot write {str(path)!r}: {str(target.parent)!r} {found}; create it or name another"
-        )
-    if target.exists() and not target.is_file():
-        kind = "a folder" if target.is_dir() else "not a regular file"
-        raise OutputError(f"cannot write {str(path)!r}: it is {kind}; name a file")
-    if not os.access(target.parent, os.W_OK):
-        raise OutputError(
-            f"cannot write {str(path)!r}: {str(target.parent)!r} is not writable; name another folder"
-        )
+    folder = repr(str(target.parent))
+    reason = None
+    try:
+        if not target.parent.is_dir():
+            found = "is not a folder" if target.parent.exists() else "does not exist"
+            reason = f"{folder} {found}; create it or name another"
+        elif target.exists() and not target.is_file():
+            reason = f"it is {'a folder' if target.is_dir() else 'not a regular file'}; name a file"
+        elif not os.access(target.parent, os.W_OK):
+            reason = f"{folder} is not writable; name another folder"
+    except OSError as error:
+        reason = f"{error.strerror}; choose another name"
+    if reason:
+        raise OutputError(f"cannot write {str(path)!r}: {reason}")
     return target
 
 
