@@ -37,9 +37,10 @@ class Backend:
 
 
 def _threads_pay(batch: int, n: int) -> bool:
-    # Below about 2^16 entries, handing out chunks costs as much as the second core gains (2 shared cores).
+    # Below about 2^22 multiplications, handing out chunks costs more than the second core gains: see
+    # benchmarks/eigh.py, where many tiny matrices lose.
     threads = torch.get_num_threads()
-    return threads > 1 and batch >= 2 * threads and batch * n * n >= 2**16
+    return threads > 1 and batch >= 2 * threads and batch * n**3 >= 2**22
 
 
 _BACKENDS = (
