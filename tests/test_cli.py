@@ -89,9 +89,10 @@ def test_version_lists_torch_devices_and_backends(weightspace):
     assert "eigensolver backends: " in text
 
 
-def test_unknown_command_and_option(weightspace):
-    assert weightspace("bogus").returncode == 2
-    assert weightspace("inspect", "--nope", "x").returncode == 2
+def test_unknown_command_and_option(fails):
+    assert "bogus" in fails("bogus")
+    assert "--nope" in fails("inspect", "--nope", "x")
+    assert "FILE" in fails("inspect")
 
 
 def test_inspect(weightspace, checkpoint):
@@ -238,3 +239,33 @@ def test_unwritable_output(fails, checkpoint, tmp_path):
 
 def test_align_refuses_another_suffix(fails, checkpoint, tmp_path):
     assert "name the file so" in fails("align", checkpoint, checkpoint, "-o", tmp_path / "out.pt")
+
+
+def test_align_does_not_overwrite_its_inputs(fails, checkpoint, tmp_path):
+    assert "overwrite" in fails("align", checkpoint, checkpoint, "-o", checkpoint)
+
+
+def test_architecture_that_fails(fails, checkpoint, tmp_path):
+    (tmp_path / "a.py").write_text("def boom():\n    raise KeyError('x')\n")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe")
+    assert "boom failed: KeyError" in fails("certify", checkpoint, "--architecture", f"{tmp_path}/a.py:boom")
+    assert "not a text file" in fails("certify", checkpoint, "--architecture", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [((0, 4), torch.zeros(0, dtype=torch.int64)), ((), torch.tensor(1)), ((5, 4), torch.zeros(5, 3)),
+     ((5, 4), torch.full((5,), -1)), ((5, 4), torch.zeros(4, dtype=torch.int64))],
+)  # fmt: skip
+def test_data_that_is_no_labeled_data(fails, checkpoint, tmp_path, x, y):
+    import numpy
+
+    numpy.savez(tmp_path / "d.npz", x=numpy.zeros(x), y=y.numpy())
+    line = fails("report", checkpoint, checkpoint, "-o", tmp_path / "r", "--data", tmp_path / "d.npz")
+    assert "--data needs" in line
+    assert not (tmp_path / "r").exists()
+
+
+def test_report_leaves_nothing_when_it_fails(fails, tmp_path):
+    fails("report", tmp_path / "missing.pt", "-o", tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from weightspace.bundled import digits, names, path
+from weightspace.bundled import digits, load, names, path
 from weightspace.checkpoint import write_safetensors
 from weightspace.errors import CheckpointError
-from weightspace.report import report
-from weightspace.report.content import Evaluation
+from weightspace.inspection import inspect
+from weightspace.reading import read
+from weightspace.report import comparison, report
+from weightspace.report.content import Evaluation, Subject
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -77,6 +79,26 @@ def test_broken_file_stops_the_report(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"\0" * 10)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         report([tmp_path / "x.safetensors"])
+
+
+def test_broken_file_among_others_is_listed(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\0" * 10)
+    result = report([path("digits_mlp_a"), tmp_path / "x.safetensors"])
+    assert (result.gaps[0].subject, result.gaps[0].analysis) == ("x.safetensors", "the file")
+    assert result.data["certificates"]["digits_mlp_a.safetensors"]["upper_bound"] > 0
+
+
+def test_identical_and_shifted_networks_are_told_apart(tmp_path):
+    network = load("digits_mlp_a")
+    network.replace_parameters({"4.bias": network.parameters["4.bias"] + 1}).save(
+        tmp_path / "shifted.safetensors"
+    )
+    network.save(tmp_path / "same.safetensors")
+    files = [path("digits_mlp_a"), tmp_path / "same.safetensors", tmp_path / "shifted.safetensors"]
+    section = comparison.pairs([Subject(p.name, p, inspect(p), read(p), None) for p in files])
+    verdicts = {row[0]: row[3] for row in section.blocks[0].rows}
+    assert verdicts["digits_mlp_a.safetensors / same.safetensors"] == "identical weights"
+    assert verdicts["digits_mlp_a.safetensors / shifted.safetensors"] == "different networks"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,10 +75,6 @@ _INTEGER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
 }
 _CREATORS = {"zeros": 0, "ones": 1, "full": None, "new_zeros": 0, "new_ones": 1, "new_full": None}
-_VIEWS = {
-    "view", "reshape", "flatten", "unflatten", "transpose", "permute", "t", "unsqueeze", "squeeze", "expand", "slice",
-    "select", "chunk", "split", "split_with_sizes", "unbind", "narrow", "detach", "alias", "contiguous",
-}  # fmt: skip
 _NO_VALUE = ("_assert", "sym_constrain_range", "_assert_async", "assert_")
 
 
@@ -89,7 +85,7 @@ class AtenReader:
         self.builder = builder
         self.environment: dict[str, Any] = {}
         self.label = ""
-        self._views: set[str] = set()
+        self._aliased: set[str] = set()
 
     # ---- what the rules use ------------------------------------------------------------------------------
 
@@ -166,16 +162,16 @@ class AtenReader:
             self.environment[call.output] = self._integer(name, list(arguments.values()))
             return
         if name.endswith("_") and not name.endswith("__"):
-            name = name[:-1]
             mutated = next(iter(call.arguments.values()))
             self._require_private(call, mutated)
-            self.environment[call.output] = self._tensor(call, namespace, name, arguments)
+            overload = rest.partition(".")[2]
+            call = replace(call, target=f"{namespace}.{name[:-1]}.{overload}")
+            self.environment[call.output] = self._tensor(call, namespace, name[:-1], arguments)
             self.environment[mutated.name] = self.environment[call.output]
             return
-        if name in _VIEWS:
-            self._views.update(
-                [call.output, *(v.name for v in call.arguments.values() if isinstance(v, Reference))]
-            )
+        if namespace == "aten" and _may_alias(call.target):
+            references = [leaf.name for leaf in _leaves(dict(call.arguments)) if isinstance(leaf, Reference)]
+            self._aliased.update([call.output, *references])
         self.environment[call.output] = self._tensor(call, namespace, name, arguments)
 
     def item(self, name: str, index: int) -> Any:
@@ -183,10 +179,17 @@ class AtenReader:
         return self._integer("getitem", [self.environment[name], index])
 
     def _require_private(self, call: Call, mutated: Any) -> None:
-        from weightspace.aten_rules import RULES
-
-        known = call.target.split(".")[1].removesuffix("_") in RULES
-        if not known or not isinstance(mutated, Reference) or mutated.name in self._views:
+        """Refuse a write into a tensor that another name may also see: here names stand for values."""
+        if not isinstance(mutated, Reference):
+            raise NotStaticError(f"{call.label}: {call.target} writes into a tensor that has no name")
+        value = self.environment[mutated.name]
+        if isinstance(value, Weight):
+            raise ArchitectureError(
+                f"{call.label}: {call.target} writes into {value.name!r}; a network that changes itself while it "
+                "runs cannot be described"
+            )
+        shared = sum(other is value for other in self.environment.values()) > 1
+        if shared or mutated.name in self._aliased:
             raise NotStaticError(f"{call.label}: {call.target} writes into a tensor that other names share")
 
     def _integer(self, name: str, values: list[Any]) -> Any:
@@ -272,9 +275,20 @@ def _leaves(value: Any) -> Sequence[Any]:
     return [value]
 
 
+def _may_alias(target: str) -> bool:
+    """Whether the operator's result may share storage with an argument, by its schema (views, reshape, ...)."""
+    return any(argument.alias_info is not None for argument in aten_function(target)._schema.arguments) or (
+        target.split(".")[1] in ("reshape", "flatten", "contiguous", "dropout", "to", "type_as", "expand_as")
+    )
+
+
 def _fold(target: str, arguments: dict[str, Any]) -> Any:
     """Evaluate a call that depends on no input and no parameter."""
     function = aten_function(target)
+    if torch.Tag.nondeterministic_seeded in function.tags:
+        raise ArchitectureError(
+            f"{target} draws random numbers; a network that is not a function cannot be described"
+        )
     known = {argument.name: argument for argument in function._schema.arguments}
     if "device" in known:
         arguments = {**arguments, "device": torch.device("cpu")}

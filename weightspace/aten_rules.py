@@ -34,6 +34,12 @@ def _tuple(value: Any, length: int) -> tuple[int, ...]:
     return values * length if len(values) == 1 else values
 
 
+def _weights(reader: AtenReader, **values: Any) -> dict[str, Any] | None:
+    """Return role -> parameter name; None when one of them is computed by the program, not stored."""
+    names = {role: reader.weight(value) for role, value in values.items()}
+    return None if any(values[role] is not None and name is None for role, name in names.items()) else names
+
+
 def _is_weight(value: Any) -> bool:
     return type(value).__name__ == "Weight"
 
@@ -122,9 +128,8 @@ def _convolution(
 
 @_rule("bilinear")
 def _bilinear(reader: AtenReader, input1, input2, weight, bias=None):
-    if not _is_weight(weight):
-        return NotImplemented
-    return reader.add(op.Bilinear(weight=weight.name, bias=reader.weight(bias)), input1, input2)
+    names = _weights(reader, weight=weight, bias=bias)
+    return NotImplemented if names is None else reader.add(op.Bilinear(**names), input1, input2)
 
 
 @_rule("embedding")
@@ -211,14 +216,17 @@ def _householder(reader: AtenReader, x, weight, axis):
     return reader.add(op.Householder(weight=weight.name, axis=reader.axis(x, axis)), x)
 
 
-@_rule("softmax", "_softmax")
-def _softmax(reader: AtenReader, self, dim, dtype=None, half_to_float=False):
-    return reader.add(op.Softmax(axis=reader.axis(self, dim)), self)
+def _softmax_rule(logarithm: bool) -> Rule:
+    def rule(reader: AtenReader, self, dim, dtype=None, half_to_float=False):
+        if half_to_float or dtype not in (None, reader.dtype(self)):
+            return NotImplemented
+        return reader.add(op.Softmax(axis=reader.axis(self, dim), logarithm=logarithm), self)
+
+    return rule
 
 
-@_rule("log_softmax", "_log_softmax")
-def _log_softmax(reader: AtenReader, self, dim, dtype=None, half_to_float=False):
-    return reader.add(op.Softmax(axis=reader.axis(self, dim), logarithm=True), self)
+RULES |= dict.fromkeys(("softmax", "_softmax"), _softmax_rule(False))
+RULES |= dict.fromkeys(("log_softmax", "_log_softmax"), _softmax_rule(True))
 
 
 @_rule("scaled_dot_product_attention")
@@ -247,49 +255,43 @@ def _batch_norm(
     reader: AtenReader, input, weight=None, bias=None, running_mean=None, running_var=None, training=False,
     momentum=0.1, eps=1e-5, cudnn_enabled=False,
 ):  # fmt: skip
-    names = [reader.weight(value) for value in (weight, bias, running_mean, running_var)]
-    if training or names[2] is None or names[3] is None:
+    names = _weights(reader, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+    if training or names is None or running_mean is None or running_var is None:
         return NotImplemented
-    return reader.add(
-        op.BatchNorm(
-            weight=names[0], bias=names[1], running_mean=names[2], running_var=names[3], epsilon=eps
-        ),
-        input,
-    )
+    return reader.add(op.BatchNorm(**names, epsilon=eps), input)
 
 
 @_rule("_native_batch_norm_legit_no_training")
 def _batch_norm_inference(reader: AtenReader, input, weight, bias, running_mean, running_var, momentum, eps):
-    return [_batch_norm(reader, input, weight, bias, running_mean, running_var, eps=eps)]
+    result = _batch_norm(reader, input, weight, bias, running_mean, running_var, eps=eps)
+    return NotImplemented if result is NotImplemented else [result]
 
 
 @_rule("layer_norm")
 def _layer_norm(
     reader: AtenReader, input, normalized_shape, weight=None, bias=None, eps=1e-5, cudnn_enable=False
 ):
-    return reader.add(
-        op.LayerNorm(
-            weight=reader.weight(weight),
-            bias=reader.weight(bias),
-            normalized_shape=tuple(normalized_shape),
-            epsilon=eps,
-        ),
-        input,
-    )
+    names = _weights(reader, weight=weight, bias=bias)
+    if names is None:
+        return NotImplemented
+    return reader.add(op.LayerNorm(**names, normalized_shape=tuple(normalized_shape), epsilon=eps), input)
 
 
 @_rule("rms_norm")
 def _rms_norm(reader: AtenReader, input, normalized_shape, weight=None, eps=None):
-    return reader.add(
-        op.RMSNorm(weight=reader.weight(weight), normalized_shape=tuple(normalized_shape), epsilon=eps), input
-    )
+    names = _weights(reader, weight=weight)
+    if names is None:
+        return NotImplemented
+    return reader.add(op.RMSNorm(**names, normalized_shape=tuple(normalized_shape), epsilon=eps), input)
 
 
 @_rule("group_norm")
 def _group_norm(reader: AtenReader, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=False):
-    return reader.add(
-        op.GroupNorm(weight=reader.weight(weight), bias=reader.weight(bias), groups=num_groups, epsilon=eps),
-        input,
+    names = _weights(reader, weight=weight, bias=bias)
+    return (
+        NotImplemented
+        if names is None
+        else reader.add(op.GroupNorm(**names, groups=num_groups, epsilon=eps), input)
     )
 
 
@@ -306,44 +308,41 @@ def _instance_norm(
 # ---- arithmetic ------------------------------------------------------------------------------------------
 
 
-def _scalar(value: Any) -> float | None:
-    if isinstance(value, Tensor) and value.ndim == 0:
+def _scalar(reader: AtenReader, value: Any, other: Any) -> float | None:
+    """Return a number that meets the tensor `other` and does not change its dtype, else None."""
+    if isinstance(value, Tensor) and value.ndim == 0 and reader.dtype(other).is_floating_point:
         value = value.item()
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @_rule("add")
 def _add(reader: AtenReader, self, other, alpha=1):
-    number = _scalar(other)
-    if number is not None:
+    if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(shift=number * alpha), self)
-    if (number := _scalar(self)) is not None:
+    if (number := _scalar(reader, self, other)) is not None:
         return reader.add(op.Scale(factor=alpha, shift=number), other)
     return reader.add(op.Add(), self, other if alpha == 1 else reader.add(op.Scale(factor=alpha), other))
 
 
 @_rule("sub")
 def _sub(reader: AtenReader, self, other, alpha=1):
-    number = _scalar(other)
-    if number is not None:
+    if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(shift=-number * alpha), self)
     return reader.add(op.Subtract(), self, other if alpha == 1 else reader.add(op.Scale(factor=alpha), other))
 
 
 @_rule("rsub")
 def _rsub(reader: AtenReader, self, other, alpha=1):
-    number = _scalar(other)
-    if number is not None:
+    if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(factor=-alpha, shift=number), self)
     return _sub(reader, other, self, alpha)
 
 
 @_rule("mul")
 def _mul(reader: AtenReader, self, other):
-    number = _scalar(other)
-    if number is not None:
+    if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(factor=number), self)
-    if (number := _scalar(self)) is not None:
+    if (number := _scalar(reader, self, other)) is not None:
         return reader.add(op.Scale(factor=number), other)
     return reader.add(op.Multiply(), self, other)
 
@@ -352,8 +351,8 @@ def _mul(reader: AtenReader, self, other):
 def _div(reader: AtenReader, self, other, rounding_mode=None):
     if rounding_mode is not None:
         return NotImplemented
-    number = _scalar(other)
-    if number is not None and reader.dtype(self).is_floating_point:
+    number = _scalar(reader, other, self)
+    if number and reader.dtype(self).is_floating_point:
         return reader.add(op.Scale(factor=1 / number), self)
     return reader.add(op.Divide(), self, other)
 
@@ -365,7 +364,7 @@ def _neg(reader: AtenReader, self):
 
 @_rule("pow")
 def _pow(reader: AtenReader, self, exponent):
-    number = _scalar(exponent)
+    number = _scalar(reader, exponent, self)
     return NotImplemented if number is None else reader.add(op.Power(exponent=number), self)
 
 
@@ -388,7 +387,9 @@ def _where(reader: AtenReader, condition, self=None, other=None):
 
 @_rule("masked_fill")
 def _masked_fill(reader: AtenReader, self, mask, value):
-    fill = torch.tensor(_scalar(value), dtype=reader.dtype(self)) if _scalar(value) is not None else value
+    fill = value if isinstance(value, Tensor) or not isinstance(value, int | float) else torch.tensor(value)
+    if isinstance(fill, Tensor):
+        fill = fill.to(reader.dtype(self))
     return reader.add(op.Elementwise(name="where"), mask, fill, self)
 
 
@@ -626,45 +627,44 @@ def _index(reader: AtenReader, self, indices):
 # ---- pooling ---------------------------------------------------------------------------------------------
 
 
-@_rule("max_pool1d", "max_pool2d", "max_pool3d")
-def _max_pool(reader: AtenReader, self, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
-    axes = _spatial_axes(reader, self, kernel_size)
-    kernel = _tuple(kernel_size, axes)
-    return reader.add(
-        op.MaxPool(
+def _max_pool(axes: int) -> Rule:
+    def rule(reader: AtenReader, self, kernel_size, stride=(), padding=0, dilation=1, ceil_mode=False):
+        kernel = _tuple(kernel_size, axes)
+        operation = op.MaxPool(
             kernel=kernel,
             stride=_tuple(stride, axes) if stride else kernel,
             padding=_tuple(padding, axes),
             dilation=_tuple(dilation, axes),
             ceil=ceil_mode,
-        ),
-        self,
-    )
+        )
+        return reader.add(operation, self)
+
+    return rule
 
 
-@_rule("avg_pool1d", "avg_pool2d", "avg_pool3d")
-def _average_pool(
-    reader: AtenReader, self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True,
-    divisor_override=None,
-):  # fmt: skip
-    if divisor_override is not None:
-        return NotImplemented
-    axes = _spatial_axes(reader, self, kernel_size)
-    kernel = _tuple(kernel_size, axes)
-    return reader.add(
-        op.AveragePool(
+def _average_pool(axes: int) -> Rule:
+    def rule(
+        reader: AtenReader, self, kernel_size, stride=(), padding=0, ceil_mode=False, count_include_pad=True,
+        divisor_override=None,
+    ):  # fmt: skip
+        if divisor_override is not None:
+            return NotImplemented
+        kernel = _tuple(kernel_size, axes)
+        operation = op.AveragePool(
             kernel=kernel,
             stride=_tuple(stride, axes) if stride else kernel,
             padding=_tuple(padding, axes),
             ceil=ceil_mode,
             count_padding=count_include_pad,
-        ),
-        self,
-    )
+        )
+        return reader.add(operation, self)
+
+    return rule
 
 
-def _spatial_axes(reader: AtenReader, value: Any, kernel: Any) -> int:
-    return len(kernel) if len(_tuple(kernel, 1)) > 1 else len(reader.shape(value)) - 2
+for _axes in (1, 2, 3):
+    RULES[f"max_pool{_axes}d"] = _max_pool(_axes)
+    RULES[f"avg_pool{_axes}d"] = _average_pool(_axes)
 
 
 @_rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import ArchitectureError
-from weightspace.network import Network, Node
+from weightspace.network import Network, Node, tensor_digest
 from weightspace.operations import Input, Item, Linear, Opaque, Operation, Parameter
 from weightspace.operations.arithmetic import Add
 
@@ -50,8 +50,7 @@ class NetworkBuilder:
     def constant(self, tensor: Tensor) -> str:
         """Add a tensor that is no part of the checkpoint and return the node that yields it."""
         for known in self._constants:
-            other = self.parameters[known]
-            if other.dtype == tensor.dtype and other.shape == tensor.shape and torch.equal(other, tensor):
+            if tensor_digest(self.parameters[known]) == tensor_digest(tensor):
                 return self.value(known)
         index = len(self._constants)
         while (unique := f"constant_{index}") in self.parameters:
@@ -160,6 +159,30 @@ class NetworkBuilder:
             aliases or {},
             metadata or {},
         )
+
+
+def require_consistent(network: Network) -> None:
+    """Work the shapes and dtypes of a network out again and compare them with those it states.
+
+    Raises:
+        ArchitectureError: an operation does not fit its inputs or parameters, or gives another shape or dtype.
+    """
+    builder = NetworkBuilder()
+    builder.parameters = dict(network.parameters)
+    for node in network.nodes:
+        if isinstance(node.operation, Input):
+            builder.input(node.name, node.shape, getattr(torch, node.dtype))
+            continue
+        if isinstance(node.operation, Opaque) and not node.operation.name.startswith("aten."):
+            builder.opaque(node.operation, node.inputs, node.shape, getattr(torch, node.dtype), node.name)
+            continue
+        builder.add(node.operation, *node.inputs, name=node.name)
+        found = builder.nodes[node.name]
+        if (found.shape, found.dtype) != (node.shape, node.dtype):
+            raise ArchitectureError(
+                f"{node.operation.kind} at {node.name!r} gives {found.shape} {found.dtype}, "
+                f"not {node.shape} {node.dtype} as the file states"
+            )
 
 
 def _join_biases(nodes: dict[str, Node], outputs: Sequence[str]) -> list[Node]:

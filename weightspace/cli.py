@@ -88,14 +88,18 @@ def weightspace(
 def main() -> NoReturn:
     """Run the command line; an error meant for the user is one line on standard error and exit code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except WeightspaceError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:  # a full disk, a vanished file: nothing half-written is left behind
         sys.exit(_fail(f"{error.filename or 'input/output'}: {error.strerror or error}"))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(_fail("interrupted; nothing was left half-written", 130))
-    sys.exit(0)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # usage errors of the argument parser have one
+            raise
+        sys.exit(_fail(f"{error.format_message()} (see weightspace --help)"))  # type: ignore[attr-defined]
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int = 2) -> int:

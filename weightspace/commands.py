@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: one JSON object, or text for people."""
-    typer.echo(json.dumps(data) if as_json else text)
+    typer.echo(json.dumps(data, allow_nan=False) if as_json else text)
 
 
 def assumption(network: Any) -> None:
@@ -61,6 +62,7 @@ def diff_command(
     from weightspace.reading import read
 
     data: dict[str, Any] = {"a": str(a), "b": str(b)}
+    networks = []
     try:
         networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in (a, b)]
         names = corresponding_parameters(*networks)
@@ -86,12 +88,19 @@ def diff_command(
         after = f"modulo neuron order: not analyzed: {error}"
     data |= {
         "equal": raw.equal,
-        "tensors": [vars(row) for row in raw.tensors],
+        "tensors": [{**vars(row), "largest": _finite(row.largest)} for row in raw.tensors],
         "only_a": raw.only_a,
         "only_b": raw.only_b,
         "reshaped": raw.reshaped,
     }
     emit(data, f"{_difference_table(raw)}\n{after}", as_json)
+    for network in networks:
+        assumption(network)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: a difference that is not finite is null."""
+    return value if math.isfinite(value) else None
 
 
 def _difference_table(raw: Any) -> str:
@@ -124,7 +133,8 @@ def align_command(
     from weightspace.reading import read
     from weightspace.result import check_writable
 
-    check_writable(output)
+    if check_writable(output) in (reference.resolve(), model.resolve()):
+        raise OutputError(f"{output}: this would overwrite one of the two inputs; name another file")
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: the aligned model is written as .safetensors; name the file so")
     first, second = (
@@ -134,6 +144,7 @@ def align_command(
     assert isinstance(alignment.model, Network)
     alignment.model.save(output)
     assumption(first)
+    assumption(second)
     data = {**json.loads(alignment.to_json()), "output": str(output)}
     text = [
         f"distance {alignment.distance_before:.6g} -> {alignment.distance:.6g}"
@@ -156,11 +167,13 @@ def graph_command(
 ) -> None:
     """Write the graph of neurons (nodes) and weights (edges) as JSON."""
     from weightspace.graph import encode
+    from weightspace.network import require_finite
     from weightspace.reading import read
     from weightspace.result import check_writable, write_text
 
     check_writable(output)
     network = read(file, architecture=architecture, activation=activation, layout=layout)
+    require_finite(network)
     graph = encode(network)
     write_text(output, graph.to_json())
     assumption(network)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class NetworkModule(nn.Module):
     """An `nn.Module` that evaluates a network node by node.
 
-    Its state dict has the parameter names of the network; tracing it gives an equal network.
+    Its state dict has the parameter names of the network. Tracing it gives an equal network wherever the
+    operations it runs are the ones they came from (not for integers that a float factor turned into floats).
     """
 
     def __init__(self, network: Network):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -135,7 +135,7 @@ class Network:
                     tensors[name] = tensor_digest(self.parameters[name])
             description = [
                 node.operation.kind,
-                node.operation.attributes,
+                node.operation.to_json()["attributes"],
                 list(node.shape),
                 node.dtype,
                 positions.get(node.name),
@@ -144,6 +144,10 @@ class Network:
             ]
             digests[node.name] = hashlib.sha256(canonical_json(description)).hexdigest()
         return hashlib.sha256(canonical_json([digests[name] for name in self.outputs])).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = (dict(self.parameters), self.buffers, dict(self.aliases), dict(self.metadata))
+        return Network, (self.nodes, self.outputs, *plain)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Network) and self.hash == other.hash
@@ -176,14 +180,19 @@ class Network:
         """Return the network with some parameters replaced by tensors of the same shape and dtype.
 
         Raises:
-            ShapeError: a name the network does not have, or another shape.
+            ShapeError: a name the network does not have, another shape or dtype.
         """
         for name, tensor in parameters.items():
             if name not in self.parameters:
                 raise ShapeError(f"the network has no parameter {name!r}")
-            if tensor.shape != self.parameters[name].shape:
+            own = self.parameters[name]
+            if tensor.shape != own.shape:
                 raise ShapeError(
-                    f"parameter {name!r} has shape {tuple(self.parameters[name].shape)}, not {tuple(tensor.shape)}"
+                    f"parameter {name!r} has shape {tuple(own.shape)}, not {tuple(tensor.shape)}"
+                )
+            if tensor.dtype != own.dtype:
+                raise ShapeError(
+                    f"parameter {name!r} has dtype {own.dtype}, not {tensor.dtype}; see Network.astype"
                 )
         return replace(self, parameters={**self.parameters, **parameters})
 
@@ -277,7 +286,8 @@ class Network:
         """Build the network from `to_json()` and its parameters.
 
         Raises:
-            ArchitectureError: not such a JSON, a version this library does not read, missing parameters.
+            ArchitectureError: not such a JSON, a version this library does not read, parameters that are missing or do
+                not fit the shapes it states.
         """
         try:
             data = json.loads(text)
@@ -297,7 +307,7 @@ class Network:
                 )
                 for entry in data["nodes"]
             )
-            return cls(
+            network = cls(
                 nodes,
                 tuple(data["outputs"]),
                 parameters,
@@ -309,6 +319,10 @@ class Network:
             raise ArchitectureError(
                 f"this is not the JSON of a network: {type(error).__name__} {error}"
             ) from error
+        from weightspace.builder import require_consistent
+
+        require_consistent(network)
+        return network
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return name -> tensor with tied names repeated, as `nn.Module.state_dict` does."""
@@ -365,8 +379,3 @@ def require_finite(network: Network) -> None:
             raise NonFiniteError(
                 f"parameter {name!r} has {count} NaN or infinite entries; `weightspace inspect` lists every such tensor"
             )
-
-
-def input_shapes(network: Network, batch: int) -> Sequence[tuple[int, ...]]:
-    """Return the concrete shape of each input for one batch size."""
-    return [tuple(batch if size is None else size for size in node.shape) for node in network.inputs]

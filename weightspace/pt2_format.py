@@ -49,7 +49,7 @@ def read_pt2(path: str | Path) -> Network:
         raise CheckpointError(f"{path}: no such file") from error
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable .pt2 archive ({error}); export it again") from error
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise CheckpointError(
             f"{path}: the archive does not follow the torch.export format ({reason})"
@@ -83,7 +83,14 @@ def _read(archive: zipfile.ZipFile, path: Path) -> Network:
             raise ArchitectureError(
                 f"{path}: the exported program writes into its buffers ({next(iter(spec))})"
             )
-        outputs.append(reader.node(reader.environment[spec["user_output"]["arg"]["as_tensor"]["name"]]))
+        argument = spec["user_output"]["arg"]
+        if "as_none" in argument:
+            continue
+        if "as_tensor" not in argument:
+            raise ArchitectureError(
+                f"{path}: the program returns {next(iter(argument))[3:]}; export tensors only"
+            )
+        outputs.append(reader.node(reader.environment[argument["as_tensor"]["name"]]))
     return builder.build(outputs, metadata=notes)
 
 

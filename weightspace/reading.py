@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import sys
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from weightspace.checkpoint import Checkpoint, open_checkpoint
 from weightspace.errors import ArchitectureError, CheckpointError
+from weightspace.module import NetworkModule
 from weightspace.network import Network
 from weightspace.state_dicts import perceptron
 
@@ -84,8 +86,11 @@ def _from_checkpoint(
 
 
 def _from_npz(arrays: Mapping[str, Tensor]) -> Network:
-    text = bytes(arrays["network"].tolist()).decode()
-    halves = set(json.loads(text).get("bfloat16", ()))
+    try:
+        text = bytes(arrays["network"].tolist()).decode()
+        halves = set(json.loads(text).get("bfloat16", ()))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"its array 'network' is not the JSON of a network ({error})") from error
     parameters = {}
     for key, tensor in arrays.items():
         if key.startswith("parameter:"):
@@ -103,9 +108,13 @@ def _with_architecture(
     if isinstance(architecture, str):
         architecture, example_inputs = _named(architecture, example_inputs, tensors)
     if isinstance(architecture, Network):
-        return architecture.replace_parameters(
-            {n: t for n, t in tensors.items() if n in architecture.parameters}
-        )
+        missing = [name for name in architecture.parameters if name not in tensors]
+        strange = [name for name in tensors if name not in architecture.state_dict()]
+        if missing or strange:
+            which = f"{missing[0]!r} is missing" if missing else f"{strange[0]!r} is not in the architecture"
+            raise ArchitectureError(f"{source} does not fit the architecture: {which}")
+        return architecture.replace_parameters({name: tensors[name] for name in architecture.parameters})
+    architecture = copy.deepcopy(architecture)
     try:
         architecture.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
@@ -116,12 +125,17 @@ def _with_architecture(
     return trace(architecture, example_inputs if example_inputs is not None else example_input(architecture))
 
 
-def example_input(module: nn.Module) -> Tensor:
-    """Return a batch of two zero inputs for a module whose first parametrized layer is Linear or Embedding.
+def example_input(module: nn.Module) -> Tensor | list[Tensor]:
+    """Return a batch of two zero inputs for a module whose first parametrized layer is Linear.
 
     Raises:
         ArchitectureError: any other first layer, whose input shape its weights do not tell.
     """
+    if isinstance(module, NetworkModule):
+        return [
+            torch.zeros([2 if n is None else n for n in node.shape], dtype=getattr(torch, node.dtype))
+            for node in module.network.inputs
+        ]
     for child in module.modules():
         if isinstance(child, nn.Linear):
             return torch.zeros(2, child.in_features, dtype=child.weight.dtype)
@@ -141,8 +155,14 @@ def _named(
             content = text if text.lstrip().startswith("{") else Path(text).read_text()
         except OSError as error:
             raise CheckpointError(f"{text}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{text}: not a text file, hence no JSON of a network") from error
         return Network.from_json(content, tensors), example_inputs
-    result = _function(text)()
+    function = _function(text)
+    try:
+        result = function()
+    except Exception as error:
+        raise ArchitectureError(f"{text} failed: {type(error).__name__}: {error}") from error
     if isinstance(result, tuple) and len(result) == 2:
         result, example_inputs = result
     if not isinstance(result, nn.Module | Network):

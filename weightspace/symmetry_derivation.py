@@ -106,7 +106,11 @@ class _Derivation:
             case op.Input():
                 return self.fixed(node, "network input")
             case op.Parameter():
-                places = tuple(self.fresh(size, node.name) for size in node.shape)
+                single = len(node.shape) == 1
+                places = tuple(
+                    self.fresh(size, node.name if single else f"{node.name}[{axis}]")
+                    for axis, size in enumerate(node.shape)
+                )
                 self.touch(operation.value, *places)
                 return places
             case op.Linear():

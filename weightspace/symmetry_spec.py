@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ArchitectureError
-from weightspace.network import Network
+from weightspace.network import Network, require_finite
 from weightspace.operations import Parameter
 
 TOLERANCE = 1e-9  # largest change of the function, relative to its size, that float64 rounding explains
@@ -101,10 +101,12 @@ def symmetry(
         example_inputs: needed to trace a module whose first layer is not Linear.
     Raises:
         ArchitectureError: the module cannot be traced.
+        NonFiniteError: NaN or infinite weights, with which running it verifies nothing.
     """
     from weightspace.symmetry_derivation import derive
 
     network = as_network(network_or_module, example_inputs)
+    require_finite(network)
     return _verified(derive(network), network)
 
 
@@ -173,11 +175,11 @@ def _varied(network: Network, generator: torch.Generator) -> Network:
 
 
 def function_change(a: Network, b: Network, generator: torch.Generator, batch: int = 3) -> float:
-    """Return max |f_a(x) - f_b(x)| / max(1, max |f_a(x)|) over a few random inputs."""
+    """Return max |f_a(x) - f_b(x)| / max |f_a(x)| over a few random inputs (absolute where f_a is 0)."""
     inputs = random_inputs(a, generator, batch)
     with torch.no_grad():
         first, second = (_outputs(network.to_module()(*inputs)) for network in (a, b))
-    scale = max(1.0, *(float(value.abs().max()) if value.numel() else 0.0 for value in first))
+    scale = max((float(value.abs().max()) for value in first if value.numel()), default=0.0) or 1.0
     return (
         max(float((x - y).abs().max()) if x.numel() else 0.0 for x, y in zip(first, second, strict=True))
         / scale

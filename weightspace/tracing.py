@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from weightspace.aten import AtenReader, Call, NotStaticError, Reference, Value, Weight
 from weightspace.builder import NetworkBuilder
-from weightspace.errors import ArchitectureError
+from weightspace.errors import ArchitectureError, UnsupportedOperationError
 from weightspace.network import Network
 
 
@@ -26,37 +30,64 @@ def trace(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Netwo
         module: any module `torch.export` can export; it is left as it was found.
         example_inputs: one tensor or a sequence of tensors, as the module takes them.
     Returns:
-        Network whose `to_module()` computes what the module computes.
+        Network whose `to_module()` computes what the module computes; both are run on the example inputs.
     Raises:
-        ArchitectureError: the module branches on its data or cannot be exported; the message has the reason.
+        ArchitectureError: the module branches on its data, changes itself, is random or cannot be exported; the
+            message has the reason.
     """
     if isinstance(module, Network):
         return module
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    if not all(isinstance(value, Tensor) for value in inputs):
+    if not isinstance(module, nn.Module):
+        raise ArchitectureError(f"trace needs an nn.Module; got {type(module).__name__}")
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs or ())
+    if not inputs or not all(isinstance(value, Tensor) for value in inputs):
         raise ArchitectureError("trace needs a tensor or a sequence of tensors as example_inputs")
     modes = {child: child.training for child in module.modules()}
     module.eval()
+    reasons = []
     try:
-        reasons = []
         for attempt in (_open_batch, _fixed):
             try:
-                return _network(attempt(module, inputs), module)
-            except NotStaticError as error:
-                reasons.append(str(error))
+                network = _network(attempt(module, inputs), module)
+                _compare(network, module, inputs)
+                return network
             except Exception as error:  # torch.export raises many kinds, some of them bare Exception
-                reasons.append(
-                    str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                )
-                if isinstance(error, ArchitectureError):
-                    raise
-        raise ArchitectureError(
-            f"{type(module).__name__} cannot be traced: {reasons[-1]}; rewrite the part that branches on data, "
-            "or analyze its submodules one by one"
-        )
+                text = str(error).strip()
+                reasons.append(text.splitlines()[0] if text else type(error).__name__)
     finally:
         for child, training in modes.items():
             child.training = training
+    raise ArchitectureError(
+        f"{type(module).__name__} cannot be traced: {reasons[-1]}; its forward must take the example inputs by "
+        "position, not branch on data and not change itself; if it does, describe its submodules one by one"
+    )
+
+
+def _compare(network: Network, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run both on the example inputs: whatever the description lost must show here, not in a later result."""
+    with torch.no_grad():
+        expected = [
+            v for v in tree_leaves(module(*(value.clone() for value in inputs))) if isinstance(v, Tensor)
+        ]
+        try:
+            found = network.to_module()(*(value.detach().cpu().clone() for value in inputs))
+        except UnsupportedOperationError:
+            return  # operators of other libraries are described, not run
+    found = found if isinstance(found, tuple) else (found,)
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        a = a.cpu()
+        same = a.shape == b.shape and a.dtype == b.dtype
+        if same and a.is_floating_point():
+            size = float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0
+            slack = 1e3 * torch.finfo(a.dtype).eps
+            same = torch.allclose(a.double(), b.double(), rtol=slack, atol=slack * size, equal_nan=True)
+        elif same:
+            same = torch.equal(a, b)
+        if not same:
+            raise ArchitectureError(
+                f"output {index} of the description differs from the module's (a write into a shared tensor, or "
+                "random numbers)"
+            )
 
 
 def _open_batch(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
@@ -76,9 +107,19 @@ def _fixed(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
 
 
 def _export(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> Any:
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
+    silenced = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # a failed export prints whole graphs
+    try:
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            redirect_stdout(StringIO()),
+            redirect_stderr(StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, inputs, dynamic_shapes=dynamic, strict=False)
+    finally:
+        logging.disable(silenced)
 
 
 def _network(program: Any, module: nn.Module) -> Network:
@@ -95,6 +136,9 @@ def _read(program: Any, module: nn.Module) -> Network:
     builder = NetworkBuilder()
     reader = AtenReader(builder)
     signature = program.graph_signature
+    if signature.buffers_to_mutate:
+        name = next(iter(signature.buffers_to_mutate.values()))
+        raise ArchitectureError(f"forward writes into buffer {name!r}")
     names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors = {**program.constants, **program.state_dict}
     owners, aliases = _unite_tied(tensors, [*module.state_dict(), *names.values()])
@@ -118,8 +162,12 @@ def _read(program: Any, module: nn.Module) -> Network:
             reader.read(_call(node))
         elif node.op == "output":
             for value in _flat(node.args[0]):
-                if value is not None:
-                    outputs.append(reader.node(reader.environment[value.name]))
+                if value is None:
+                    continue
+                result = reader.environment[value.name] if isinstance(value, torch.fx.Node) else value
+                if not isinstance(result, Value | Weight | Tensor):
+                    raise ArchitectureError("the module returns a number or a size; return tensors only")
+                outputs.append(reader.node(result))
         else:
             raise ArchitectureError(f"{node.name}: a {node.op} node cannot be described")
     return builder.build(outputs, aliases=aliases)

@@ -161,3 +161,33 @@ def test_same_seed_same_result():
     a, b = network(6, 30, 20, 4, seed=1), network(6, 30, 20, 4, seed=2)
     first, second = (align(a, b, matcher=WeightMatching(seed=5)) for _ in range(2))
     assert all(torch.equal(first.permutations[k], second.permutations[k]) for k in first.permutations)
+
+
+def test_tensors_no_group_moves_count_too():
+    a = network(3, 5, 2)
+    shifted = a.replace_parameters({"1.bias": a.parameters["1.bias"] + 5})
+    alignment = align(a, shifted)
+    assert not alignment.same_network
+    assert alignment.distance == pytest.approx(50**0.5)
+
+
+def test_wiring_and_roles_are_compared():
+    a = network(3, 5, 2)
+    bare = perceptron({name: t for name, t in a.parameters.items() if name != "0.bias"})
+    for first, second in ((a, bare), (bare, a)):
+        with pytest.raises(ShapeError, match="has a bias in the"):
+            align(first, second)
+
+    class Residual(nn.Module):
+        def __init__(self, early):
+            super().__init__()
+            self.early, self.a, self.b, self.c = early, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            h = self.a(x)
+            g = torch.relu(h)
+            return self.c((h if self.early else g) + self.b(g))
+
+    ends = [trace(Residual(early), torch.zeros(2, 4)) for early in (True, False)]
+    with pytest.raises(ShapeError, match="in what Add at"):
+        align(*ends)

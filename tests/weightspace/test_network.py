@@ -1,8 +1,10 @@
 """Laws of `Network`: content hash, round trips, immutability, refusal of inconsistent graphs."""
 
+import copy
 import dataclasses
 import hashlib
 import json
+import pickle
 
 import pytest
 import torch
@@ -88,6 +90,37 @@ def test_files_round_trip_exactly(dtype, tmp_path):
         assert again.hash == network.hash
         assert again.to_json() == dataclasses.replace(network, metadata={"source": name}).to_json()
         assert all(torch.equal(again.parameters[key], network.parameters[key]) for key in network.parameters)
+
+
+@pytest.mark.parametrize(
+    "operation", [op.Clip(upper=float("inf")), op.Pointwise(name="sin"), op.Reduce(name="sum")]
+)
+def test_attributes_that_json_finds_hard(operation):
+    builder = NetworkBuilder()
+    network = builder.build([builder.add(operation, builder.input("x", (None, 3)))])
+    text = network.to_json()
+    assert "Infinity" not in text
+    again = Network.from_json(text, {})
+    assert again == network
+    assert again.nodes == network.nodes
+
+
+def test_copies_and_pickles():
+    network = small_network()
+    assert copy.deepcopy(network) == network
+    assert pickle.loads(pickle.dumps(network)) == network
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(copy.deepcopy(network.to_module())(x), network.to_module()(x))
+
+
+def test_shapes_that_a_file_states_are_worked_out_again():
+    data = json.loads(small_network().to_json())
+    data["nodes"][2]["shape"] = [None, 7]
+    with pytest.raises(ArchitectureError, match=r"gives \(None, 5\) float32, not \(None, 7\) float32"):
+        Network.from_json(json.dumps(data), small_network().parameters)
+    wrong = {**small_network().parameters, "w1": torch.ones(5, 4)}
+    with pytest.raises(ArchitectureError, match="does not fit its inputs"):
+        Network.from_json(small_network().to_json(), wrong)
 
 
 def test_json_and_networkx_round_trip():
@@ -177,6 +210,8 @@ def test_replacing_parameters_checks_names_and_shapes():
         network.replace_parameters({"nope": torch.ones(1)})
     with pytest.raises(ShapeError, match=r"'b1' has shape \(5,\), not \(4,\)"):
         network.replace_parameters({"b1": torch.ones(4)})
+    with pytest.raises(ShapeError, match=r"has dtype torch.float32, not torch.float64"):
+        network.replace_parameters({"b1": torch.ones(5, dtype=torch.float64)})
 
 
 def test_network_is_immutable():

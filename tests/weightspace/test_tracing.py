@@ -227,6 +227,109 @@ def test_data_dependent_branch_is_refused_with_the_reason():
         trace(Branches(), torch.randn(2, 3))
 
 
+class Small(nn.Module):
+    """A few parameters and buffers around a function given as an argument."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.w = nn.Parameter(torch.randn(4))
+        self.register_buffer("count", torch.zeros(4))
+        self.register_buffer("index", torch.tensor([-1, 0]))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def through_transpose(m, x):
+    h = m.a(x)
+    h.T.mul_(2)
+    return h
+
+
+def through_view(m, x):
+    h = m.a(x)
+    h.view_as(h).mul_(2)
+    return h
+
+
+def by_assignment(m, x):
+    h = m.a(x).clone()
+    h[:, 0] = 1.0
+    return h
+
+
+KEPT = {
+    "computed layer norm": lambda m, x: F.layer_norm(x, (4,), 1 + m.w, m.w),
+    "computed rms norm": lambda m, x: F.rms_norm(x, (4,), 1 + m.w),
+    "computed group norm": lambda m, x: F.group_norm(x, 2, 1 + m.w),
+    "computed batch norm": lambda m, x: F.batch_norm(x, m.count, 1 + m.count, 1 + m.w),
+    "write through transpose": through_transpose,
+    "write through view": through_view,
+    "assignment": by_assignment,
+    "literal": lambda m, x: x * torch.tensor(2.0),
+    "negative index": lambda m, x: x[:, m.index],
+    "literal index": lambda m, x: x[:, torch.tensor([-1, 0])],
+    "softmax in another dtype": lambda m, x: F.softmax(x, -1, dtype=torch.float64),
+    "integer times float": lambda m, x: (x > 0).long() * 1.0 @ m.w,
+    "integer plus 0-d": lambda m, x: (x > 0).long() + torch.tensor(1.5, dtype=torch.float64),
+    "division by zero": lambda m, x: x / 0.0,
+    "masked": lambda m, x: x.masked_fill(x > 0, -torch.inf),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_the_program_does_is_kept(name):
+    torch.manual_seed(0)
+    module = Small(KEPT[name]).eval()
+    network = trace(module, torch.randn(3, 4))
+    x = torch.randn(5, 4)
+    expected = module(x.clone())
+    torch.testing.assert_close(network.to_module()(x), expected, equal_nan=True)
+
+
+def write_beside(m, x):
+    h = m.a(x)
+    F.dropout(h, 0.5, False).mul_(100.0)
+    return m.b(F.relu(h))
+
+
+REFUSED = {
+    "write through an alias torch loses": (write_beside, "differs from the module's"),
+    "write into a buffer": (lambda m, x: x + m.count.add_(1.0), "writes into 'count'"),
+    "random numbers": (lambda m, x: x + torch.randn(4), "draws random numbers"),
+    "a size as result": (lambda m, x: (x, x.shape[0]), "return tensors only"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_described_is_refused(name):
+    function, text = REFUSED[name]
+    with pytest.raises(ArchitectureError, match=text):
+        trace(Small(function).eval(), torch.randn(3, 4))
+
+
+def test_wrong_arguments_are_refused():
+    with pytest.raises(ArchitectureError, match=r"needs an nn.Module; got str"):
+        trace("x", torch.zeros(1))
+    with pytest.raises(ArchitectureError, match="needs a tensor"):
+        trace(nn.Linear(2, 2), None)
+
+
+def test_refusal_prints_nothing(capfd):
+    with pytest.raises(ArchitectureError):
+        trace(Branches(), torch.randn(2, 3))
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
+
+
+def test_unbatched_convolution():
+    module = nn.Sequential(nn.Conv1d(2, 3, 3), nn.MaxPool1d(2))
+    x = torch.randn(2, 9)
+    torch.testing.assert_close(trace(module, x).to_module()(x), module(x))
+
+
 # ---- .pt2 files that must not be trusted -----------------------------------------------------------------
 
 

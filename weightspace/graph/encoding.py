@@ -41,6 +41,10 @@ class ParameterGraph:
     edge_index: Tensor
     edge_features: Tensor
 
+    def __repr__(self) -> str:
+        sizes = "-".join(map(str, self.layer_sizes))
+        return f"ParameterGraph({sizes}, {self.edge_index.shape[1]} edges, {', '.join(self.activations)})"
+
     def to_networkx(self) -> networkx.DiGraph:
         """Return a DiGraph with node attributes `layer`, `bias`, `activation` and edge attribute `weight`."""
         import networkx

@@ -7,7 +7,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +50,8 @@ class Alignment:
         permutations: group -> gather index that was applied to the model, `new[i] = old[p[i]]`.
         model: the aligned model, of the kind that was given (Network or nn.Module); computes the same function.
         objective: sum of <reference, aligned> over the parameters that groups move; `objective_before` without.
-        distance: ||reference - aligned|| over the same parameters; `distance_before` without alignment.
+        distance: ||reference - aligned|| over all tensors the networks compute with, those that no group moves
+            and running statistics included; `distance_before` without alignment.
         function_change: max |f - f'| of model and aligned model on random inputs, relative, in float64.
         spec: the symmetry that was used; `spec.frozen` lists what was left alone and why.
     """
@@ -138,12 +138,12 @@ def align(
             f"the alignment would change the function by {change:.1e}; please report this network"
         )
     return Alignment(
-        MappingProxyType(permutations),
+        dict(permutations),
         aligned if isinstance(model, Network) else _module(model, b, aligned),
         problem.objective(permutations),
         problem.objective({}),
-        _distance(problem, permutations),
-        _distance(problem, {}),
+        _distance(a, aligned, names),
+        _distance(a, b, names),
         change,
         spec,
     )
@@ -156,18 +156,21 @@ def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
         ShapeError: the two networks differ in structure; the message names the first difference.
     """
     names: dict[str, str] = {}
+    places = [{node.name: index for index, node in enumerate(network.nodes)} for network in (a, b)]
     for first, second in zip(a.nodes, b.nodes, strict=False):
         if first.operation.kind != second.operation.kind:
             raise ShapeError(
                 f"the networks differ: {first.operation.kind} at {first.name!r} against "
                 f"{second.operation.kind} at {second.name!r}"
             )
-        theirs = second.operation.parameters
-        for role, name in first.operation.parameters.items():
-            if role not in theirs:
-                raise ShapeError(
-                    f"the networks differ: {first.name!r} has a {role}, {second.name!r} has none"
-                )
+        if [places[0][name] for name in first.inputs] != [places[1][name] for name in second.inputs]:
+            raise ShapeError(f"the networks differ in what {first.operation.kind} at {first.name!r} takes")
+        ours, theirs = first.operation.parameters, second.operation.parameters
+        if ours.keys() != theirs.keys():
+            role = next(iter(ours.keys() ^ theirs.keys()))
+            which = "reference" if role in ours else "model"
+            raise ShapeError(f"the networks differ: {first.name!r} has a {role} in the {which} only")
+        for role, name in ours.items():
             shapes = [tuple(n.parameters[key].shape) for n, key in ((a, name), (b, theirs[role]))]
             if shapes[0] != shapes[1]:
                 raise ShapeError(
@@ -184,6 +187,8 @@ def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
             )
     if len(a.nodes) != len(b.nodes):
         raise ShapeError(f"the networks differ: {len(a.nodes)} operations against {len(b.nodes)}")
+    if [places[0][name] for name in a.outputs] != [places[1][name] for name in b.outputs]:
+        raise ShapeError("the networks differ in what they return")
     return names
 
 
@@ -192,11 +197,12 @@ def _is_statistic(network: Network, name: str) -> bool:
     return name in network.buffers
 
 
-def _distance(problem: Problem, permutations: Mapping[str, Tensor]) -> float:
+def _distance(a: Network, b: Network, names: Mapping[str, str]) -> float:
+    """Frobenius distance over all floating tensors that an operation uses."""
     total = 0.0
-    for name, reference in problem.reference.items():
-        moved = permute_tensor(problem.model[name], problem.spec.axes[name], permutations)
-        total += float((reference - moved).square().sum())
+    for name, other in names.items():
+        if a.parameters[name].is_floating_point():
+            total += float((a.parameters[name].double() - b.parameters[other].double()).square().sum())
     return total**0.5
 
 

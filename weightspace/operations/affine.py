@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,6 +89,8 @@ class Scale(Operation):
 
     def evaluate(self, inputs, weights):
         x = inputs[0]
-        if self.factor != 1 or (self.shift == 0 and x.dtype == torch.bool):
+        if not (x.is_floating_point() or x.is_complex()):
+            return x * self.factor + self.shift  # numbers decide the dtype: int * 1.0 is floating
+        if self.factor != 1:
             x = x * self.factor
         return x + self.shift if self.shift != 0 else x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -68,7 +69,8 @@ class Operation(ABC):
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary of plain JSON values; `operation_from_json` is its inverse."""
-        return {"kind": self.kind, "attributes": self.attributes, "parameters": self.parameters}
+        attributes = {name: _spelled(value) for name, value in self.attributes.items()}
+        return {"kind": self.kind, "attributes": attributes, "parameters": self.parameters}
 
     def renamed(self, names: Mapping[str, str]) -> Operation:
         """Return the same operation with its parameters' names replaced (names not listed stay)."""
@@ -96,7 +98,17 @@ def operation_from_json(description: Mapping[str, Any]) -> Operation:
         raise ArchitectureError(f"operation {kind} is described with wrong fields: {error}") from error
 
 
+_NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+def _spelled(value: Any) -> Any:
+    """JSON has no infinite numbers: they are written as strings."""
+    return repr(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _frozen(value: Any) -> Any:
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value, value)
     return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 

@@ -143,5 +143,6 @@ class Gather(Operation):
     def evaluate(self, inputs, weights):
         x, index = inputs
         axis = self.axis % x.ndim
+        index = torch.where(index < 0, index + x.shape[axis], index)
         shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
         return x.index_select(axis, index.reshape(-1)).reshape(shape)

@@ -63,9 +63,9 @@ def demo_command(output: Output = Path("report"), as_json: Json = False) -> None
 
 
 def _write(files: list[Path], output: Path, as_json: bool, **options: Any) -> None:
-    from weightspace.report.page import prepare_folder, report
+    from weightspace.report.page import report, require_folder
 
-    prepare_folder(output)
+    require_folder(output)
     result = report(files, progress=True, **options)
     page = result.write(output)
     if as_json:
@@ -82,8 +82,19 @@ def _evaluation(path: Path) -> Evaluation:
     from weightspace.report.content import Evaluation
 
     arrays = open_checkpoint(path).state_dict()
-    if not {"x", "y"} <= arrays.keys() or len(arrays["x"]) != len(arrays["y"]):
+    if not {"x", "y"} <= arrays.keys():
+        raise CheckpointError(f"{path}: --data needs arrays x and y; found {', '.join(arrays) or 'none'}")
+    x, y = arrays["x"], arrays["y"]
+    if (
+        x.ndim < 2
+        or y.ndim != 1
+        or len(x) != len(y)
+        or not len(x)
+        or y.is_floating_point()
+        or bool((y < 0).any())
+    ):
         raise CheckpointError(
-            f"{path}: --data needs arrays x and y of equal length; found {', '.join(arrays) or 'none'}"
+            f"{path}: --data needs x (n, ...) and y (n,) with class numbers from 0; x is {tuple(x.shape)} "
+            f"{x.dtype}, y is {tuple(y.shape)} {y.dtype}"
         )
-    return Evaluation(path.name, arrays["x"], arrays["y"].long())
+    return Evaluation(path.name, x, y.long())

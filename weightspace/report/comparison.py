@@ -13,11 +13,15 @@ from weightspace.errors import ShapeError, WeightspaceError
 from weightspace.matching import Alignment, align
 from weightspace.network import Network
 from weightspace.paths import Barrier, barrier
-from weightspace.report.content import Block, Evaluation, Gap, Section, Subject, Table
+from weightspace.report.content import Block, Evaluation, Gap, Section, Subject, Table, Text
 from weightspace.report.figures import barrier_figure, picture
 from weightspace.symmetry_spec import random_inputs
 
 PAIRS_SHOWN = 6
+RANDOM_INPUTS = (
+    "Without data that fits, the barrier is measured on standard normal inputs: how far outputs move from the "
+    "nearer end. That is a weak stand-in for a loss; --data measures the real one."
+)
 SAMPLES = 512
 
 
@@ -47,12 +51,16 @@ def pairs(subjects: Sequence[Subject], evaluation: Evaluation | None = None) -> 
         rows.append(row)
         data[names] = result
         blocks += block
+        if evaluation is not None and "random inputs" in result["loss"]:
+            gaps.append(Gap(names, f"loss on {evaluation.name}", "inputs or labels do not fit the network"))
         for entry in alignment.spec.frozen:
             if not entry.reason.startswith("network "):
                 gaps.append(Gap(names, f"alignment of {entry.place}", entry.reason))
     if rows:
-        headers = ["pair", "distance", "after alignment", "verdict", "barrier", "after alignment"]
-        blocks.insert(0, Table(headers, rows))
+        headers = ["pair", "distance", "distance after", "verdict", "barrier", "barrier after"]
+        blocks.insert(0, Table(headers, rows, caption="Before and after aligning the second to the first."))
+        if any("random inputs" in result["loss"] for result in data.values()):
+            blocks.insert(1, Text(RANDOM_INPUTS))
     return Section("The same network in another order?", "pairs", blocks, data, gaps)
 
 
@@ -66,8 +74,8 @@ def _compare(
     loss, label = _loss(a, b, evaluation)
     before, after = barrier(a, b, loss), barrier(a, alignment.model, loss)
     verdict = "the same network in another neuron order" if alignment.same_network else "different networks"
-    if alignment.distance_before == 0:
-        verdict = "identical weights"
+    if a == b:
+        verdict, draw = "identical weights", False
     row = [f"{first.name} / {second.name}", f"{alignment.distance_before:.4g}", f"{alignment.distance:.4g}", verdict,
            f"{before.barrier:.4g}", f"{after.barrier:.4g}"]  # fmt: skip
     result = {
@@ -98,11 +106,12 @@ def _loss(a: Network, b: Network, evaluation: Evaluation | None) -> tuple[Callab
     mean square, relative to the distance between the ends; it needs no data and is 0 at both ends.
     """
     data = evaluation.inputs_for(a) if evaluation is not None else None
-    if evaluation is not None and data is not None:
-        return (
-            lambda module: float(F.cross_entropy(module(data), evaluation.labels)),
-            f"cross entropy, {evaluation.name}",
-        )
+    classes = a.node(a.outputs[0]).shape[-1] if a.node(a.outputs[0]).shape else None
+    if evaluation is not None and data is not None and classes and int(evaluation.labels.max()) < classes:
+        labels = evaluation.labels
+        return lambda module: float(
+            F.cross_entropy(module(data), labels)
+        ), f"cross entropy, {evaluation.name}"
     inputs = random_inputs(a, torch.Generator().manual_seed(0), SAMPLES)
     with torch.no_grad():
         ends = [_output(network.to_module()(*inputs)) for network in (a, b)]
@@ -112,7 +121,7 @@ def _loss(a: Network, b: Network, evaluation: Evaluation | None) -> tuple[Callab
         value = _output(module(*inputs))
         return min(float((value - end).square().mean()) for end in ends) / scale
 
-    return distance, "relative squared distance to the nearer end\n(random inputs: no data given)"
+    return distance, "relative distance\nto the nearer end\n(random inputs)"
 
 
 def _output(result: Tensor | tuple[Tensor, ...]) -> Tensor:

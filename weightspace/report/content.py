@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightspace.inspection import Inspection
@@ -19,6 +20,15 @@ class Text:
 
     text: str
     kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A title and one line per finding."""
+
+    title: str
+    items_: Sequence[str]
+    kind: str = "list"
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ class Picture:
     kind: str = "picture"
 
 
-Block = Text | Table | Picture
+Block = Text | Listing | Table | Picture
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,7 @@ class Evaluation:
             size *= n
         if network.inputs[0].shape[:1] != (None,) or self.inputs[0].numel() != size:
             return None
-        parameter = next(iter(network.parameters.values()))
-        return self.inputs.reshape(-1, *shape).to(parameter.dtype)
+        return self.inputs.reshape(-1, *shape).to(getattr(torch, network.inputs[0].dtype))
 
 
 @dataclass(frozen=True)

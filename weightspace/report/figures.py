@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,9 @@ def picture(figure: Figure, caption: str, *, form: str = "svg") -> Picture:
     """Turn a figure into a data URI; `form` is "svg" for lines, "png" for images."""
     stream = io.BytesIO()
     options: dict[str, Any] = {"metadata": {"Date": None}} if form == "svg" else {"dpi": 140}
-    figure.savefig(stream, format=form, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a file name in a script the font lacks
+        figure.savefig(stream, format=form, **options)
     kind = "image/svg+xml" if form == "svg" else "image/png"
     return Picture(f"data:{kind};base64,{base64.b64encode(stream.getvalue()).decode()}", caption)
 
@@ -64,7 +67,8 @@ def spectra_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
         axes.set_yscale("log")
     else:
         axes.set_ylim(0, 1.1 * max(positive, default=1.0))
-    axes.set_xscale("log")
+    if max(map(len, spectra.values()), default=0) > 100:
+        axes.set_xscale("log")
     axes.set_xlabel("rank")
     axes.set_ylabel("singular value")
     axes.grid(alpha=0.25)
@@ -103,8 +107,9 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     )
     biases = graph.node_features[:, 0].double().numpy()
     limit = max(np.abs(biases).max(initial=0.0), 1e-12)
-    dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, s=16, zorder=2,
-                        edgecolors="black", linewidths=0.4)  # fmt: skip
+    dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, zorder=2,
+                        s=16 if max(graph.layer_sizes) <= 100 else 4,
+                        edgecolors="black", linewidths=0.4 if max(graph.layer_sizes) <= 100 else 0.05)  # fmt: skip
     figure.colorbar(dots, ax=axes, label="bias", shrink=0.7)
     labels = [f"{size}\n{kind}" for size, kind in zip(graph.layer_sizes, graph.activations, strict=True)]
     axes.set_xticks(range(len(labels)), labels, fontsize=8)

@@ -18,7 +18,7 @@ from weightspace.inspection import inspect
 from weightspace.reading import read
 from weightspace.report import comparison, weights
 from weightspace.report.content import Evaluation, Gap, Section, Subject
-from weightspace.result import write_text
+from weightspace.result import check_writable, write_text
 
 SectionFunction = Callable[[Sequence[Subject], Evaluation | None], Section]
 
@@ -37,7 +37,13 @@ class Report:
     def write(self, folder: str | Path) -> Path:
         """Write `report.html` and `report.json` into `folder` and return the page's path."""
         folder = Path(folder)
-        prepare_folder(folder)
+        require_folder(folder)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot create {str(folder)!r}: {error.strerror}; name another with -o"
+            ) from error
         write_text(folder / "report.json", json.dumps(self.data, indent=1))
         write_text(folder / "report.html", self.html)
         return folder / "report.html"
@@ -54,7 +60,8 @@ def report(
 ) -> Report:
     """Analyze checkpoints with everything that applies.
 
-    What cannot be analyzed is listed with its reason and never stops the rest.
+    What cannot be analyzed, a broken file among several included, is listed with its reason and never stops the
+    rest.
 
     Args:
         paths: files or folders, as `weightspace.read` takes them; those that are no network are inspected.
@@ -62,23 +69,33 @@ def report(
         architecture, activation, layout: as for `weightspace.read`, for every file that needs them.
         progress: show a progress bar on a terminal.
     Raises:
-        CheckpointError: a file is missing or broken.
+        CheckpointError: no file could be read.
         MissingDependencyError: the extra `report` is not installed.
     """
     template = _template()
-    subjects = []
+    subjects: list[Subject] = []
+    broken: list[Gap] = []
     names = _short_names([Path(path) for path in paths])
     with tqdm(total=len(names) + 4 + len(LATER_SECTIONS), disable=None if progress else True) as bar:
         for path, name in zip(paths, names, strict=True):
             bar.set_description(f"reading {name}")
-            subjects.append(_subject(Path(path), name, architecture, activation, layout))
+            try:
+                subjects.append(_subject(Path(path), name, architecture, activation, layout))
+            except CheckpointError as error:
+                if len(names) == 1:
+                    raise
+                broken.append(Gap(name, "the file", str(error)))
             bar.update()
+        if not subjects:
+            raise CheckpointError(
+                f"none of the {len(names)} files could be read; the first: {broken[0].reason}"
+            )
         sections = []
         for title, function in _sections():
             bar.set_description(title)
             sections.append(function(subjects, evaluation))
             bar.update()
-    gaps = tuple(gap for section in sections for gap in section.gaps)
+    gaps = (*broken, *(gap for section in sections for gap in section.gaps))
     data = {
         "weightspace": weightspace.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -97,21 +114,16 @@ def report(
     return Report(html, data, gaps)
 
 
-def prepare_folder(folder: Path) -> None:
-    """Create the output folder and make sure it can be written, before any long work.
+def require_folder(folder: Path) -> None:
+    """Make sure before any long work that `Report.write` will be able to write.
 
     Raises:
-        OutputError: it cannot be created or written.
+        OutputError: the folder, or the one it is to be created in, is missing or not writable.
     """
-    try:
-        folder.mkdir(exist_ok=True)
-        probe = folder / ".weightspace-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"cannot write into {str(folder)!r}: {error.strerror}; name another folder with -o"
-        ) from error
+    if folder.is_dir():
+        check_writable(folder / "report.html")
+    elif check_writable(folder).is_file():
+        raise OutputError(f"cannot write into {str(folder)!r}: it is a file; name a folder with -o")
 
 
 def _sections() -> list[tuple[str, SectionFunction]]:

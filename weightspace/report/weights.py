@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from weightspace.errors import WeightspaceError
 from weightspace.graph import encode
 from weightspace.inspection import TensorRow
-from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
+from weightspace.report.content import Block, Gap, Listing, Section, Subject, Table, Text
 from weightspace.report.figures import graph_figure, picture, spectra_figure
 
 ROWS_SHOWN = 300
@@ -48,7 +48,8 @@ def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         assumed = subject.network.metadata.get("assumed") if subject.network else None
         if assumed:
             blocks.append(Text(f"{subject.name}: assumed {assumed}."))
-        blocks += [Text(f"{subject.name}: {finding}") for finding in subject.inspection.findings]
+        if subject.inspection.findings:
+            blocks.append(Listing(f"{subject.name}:", subject.inspection.findings))
     return Section("What is in there", "overview", blocks, data, gaps)
 
 
