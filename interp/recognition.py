@@ -13,7 +13,7 @@ from weightspace import operations as op
 from weightspace.errors import ArchitectureError, NonFiniteError, UnsupportedOperationError
 from weightspace.layers import Bilinear
 from weightspace.network import Network, Node, require_finite
-from weightspace.reading import example_input
+from weightspace.reading import default_inputs
 from weightspace.tracing import trace
 
 # Affine in their input, all other inputs being constants.
@@ -125,10 +125,7 @@ def _network(model: nn.Module | Network, example_inputs: Tensor | Sequence[Tenso
             2, model.in1_features, dtype=model.weight.dtype, device=model.weight.device
         )
         model = _SelfBilinear(model)
-    if example_inputs is None:
-        first = example_input(model)
-        example_inputs = first.to(next(model.parameters()).device)
-    return trace(model, example_inputs)
+    return trace(model, default_inputs(model) if example_inputs is None else example_inputs)
 
 
 class _SelfBilinear(nn.Module):

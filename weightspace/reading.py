@@ -122,11 +122,11 @@ def _with_architecture(
         raise ArchitectureError(f"{source} does not fit {type(architecture).__name__}: {reason}") from error
     from weightspace.tracing import trace
 
-    return trace(architecture, example_inputs if example_inputs is not None else example_input(architecture))
+    return trace(architecture, example_inputs if example_inputs is not None else default_inputs(architecture))
 
 
-def example_input(module: nn.Module) -> Tensor | list[Tensor]:
-    """Return a batch of two zero inputs for a module whose first parametrized layer is Linear.
+def default_inputs(module: nn.Module) -> list[Tensor]:
+    """Return inputs of zeros, a batch of two, for a module whose first parametrized layer is Linear.
 
     Raises:
         ArchitectureError: any other first layer, whose input shape its weights do not tell.
@@ -138,7 +138,8 @@ def example_input(module: nn.Module) -> Tensor | list[Tensor]:
         ]
     for child in module.modules():
         if isinstance(child, nn.Linear):
-            return torch.zeros(2, child.in_features, dtype=child.weight.dtype)
+            weight = child.weight
+            return [torch.zeros(2, child.in_features, dtype=weight.dtype, device=weight.device)]
         if next(child.parameters(recurse=False), None) is not None:
             break
     raise ArchitectureError(

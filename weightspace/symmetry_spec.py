@@ -120,11 +120,11 @@ def as_network(
         raise ArchitectureError(
             f"a Network or an nn.Module is needed, not {type(network_or_module).__name__}"
         )
-    from weightspace.reading import example_input
+    from weightspace.reading import default_inputs
     from weightspace.tracing import trace
 
     return trace(
-        network_or_module, example_input(network_or_module) if example_inputs is None else example_inputs
+        network_or_module, default_inputs(network_or_module) if example_inputs is None else example_inputs
     )
 
 
