@@ -100,8 +100,7 @@ class Certificate:
         """Read `to_json()`.
 
         Raises:
-            CheckpointError: not a certificate, another version, missing, unknown or mistyped fields, or
-                edited.
+            CheckpointError: not a certificate, another version, fields missing, unknown or mistyped, edited.
         """
         try:
             fields = checker.parse_certificate(text)

@@ -2,15 +2,12 @@
 
     python checker.py CERTIFICATE.json NETWORK.npz        exit 0 valid, 1 invalid, 2 error
 
-`NETWORK.npz` is what `Network.save_npz` writes. Nothing the certificate says about the network is believed:
-its
+`NETWORK.npz` is what `Network.save_npz` writes. Nothing the certificate says about the network is believed: its
 hash, its chain of weight matrices, the slopes of its activations and the matrix inequality are rebuilt here.
 
-The claim is about the function in real arithmetic with the stored weights (softplus without its linear
-cut), not
-about floating-point inference. The check itself is rigorous in floating point: it assumes IEEE binary64 and
-that `@` sums products in some order, with or without fused operations, but no Strassen-like scheme. Any doubt
-rejects.
+The claim is about the function in real arithmetic with the stored weights (softplus without its linear cut), not
+about floating-point inference. The check itself is rigorous in floating point: it assumes IEEE binary64 and that
+`@` sums products in some order, with or without fused operations, but no Strassen-like scheme. Any doubt rejects.
 
 Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019), theorem 2, for the inequality; Rump,
 Verification of positive definiteness (2006), for the Cholesky test.
@@ -36,16 +33,25 @@ SLOPES = {
     "Sigmoid": (0.0, 0.25), "Absolute": (-1.0, 1.0), "SiLU": (-0.09984, 1.09984),
     "GELU none": (-0.12891, 1.12891), "GELU tanh": (-0.129, 1.129),
     "atan": (0.0, 1.0), "softsign": (0.0, 1.0), "log_sigmoid": (0.0, 1.0), "erf": (0.0, 1.12838),
-    "hardsigmoid": (0.0, 0.1666666666666667), "hardswish": (-0.5, 1.5), "mish": (-0.11253, 1.0885),
+    "hardsigmoid": (0.0, 0.16666668), "hardswish": (-0.5000001, 1.5000001),  # torch takes 1/6 in single precision
+    "mish": (-0.11253, 1.0885),
     "sin": (-1.0, 1.0), "cos": (-1.0, 1.0),
 }  # fmt: skip
 
 
-class Unreadable(ValueError):
+class Failure(ValueError):
+    """Why a certificate was not accepted, as one printable line whatever the files put into it."""
+
+    def __init__(self, reason):
+        line = " ".join(reason.split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+
+
+class Unreadable(Failure):
     """A file is broken or of a version this program does not know: nothing can be said about it."""
 
 
-class Refused(ValueError):
+class Refused(Failure):
     """The certificate was read and does not hold for this network, or could not be proven to."""
 
 
@@ -71,8 +77,7 @@ def claim(norm, output):
     else:
         what = f"(f_{output[0]} - f_{output[1]})"
     return (
-        f"For all inputs x, y: |{what}(x) - {what}(y)| <= L |x - y| in the {norm} norm, for the function "
-        "of the "
+        f"For all inputs x, y: |{what}(x) - {what}(y)| <= L |x - y| in the {norm} norm, for the function of the "
         "stored weights in real arithmetic; floating-point inference is not covered."
     )
 
@@ -177,18 +182,18 @@ def load_network(path):
         graph = json.loads(arrays.pop("network").tobytes().decode("ascii"))
         return graph, arrays_to_parameters(graph, arrays)
     except Exception as error:  # zip, zlib, numpy and JSON each have their own
-        raise Unreadable(
-            f"{path} is not a network written by save_npz: {type(error).__name__} {error}"
-        ) from error
+        reason = f"{type(error).__name__} {error}"
+        raise Unreadable(f"{path} is not a network written by save_npz: {reason}") from error
 
 
 def arrays_to_parameters(graph, arrays):
-    """Return name -> (dtype, array) from the arrays `parameter:NAME`."""
-    halves = set(graph["bfloat16"])
-    named = {name.removeprefix("parameter:"): array for name, array in arrays.items()}
-    return {
-        name: ("bfloat16" if name in halves else array.dtype.name, array) for name, array in named.items()
-    }
+    """Return name -> (dtype, array in this machine's byte order) from the arrays `parameter:NAME`."""
+    halves, parameters = set(graph["bfloat16"]), {}
+    for key, array in arrays.items():
+        name = key.removeprefix("parameter:")
+        dtype = "bfloat16" if name in halves else array.dtype.name
+        parameters[name] = dtype, array.astype(array.dtype.newbyteorder("="), copy=False)
+    return parameters
 
 
 def network_hash(graph, parameters):
@@ -197,11 +202,14 @@ def network_hash(graph, parameters):
         raise Unreadable(
             f"the network's format is {graph['format']!r} {graph['version']!r}; update this program"
         )
-    digests, inputs = {}, 0
+    digests, inputs = {}, []
     for entry in graph["nodes"]:
+        if entry["name"] in digests:  # else another node could be hashed than the one that is bounded
+            raise Unreadable(f"two nodes are named {entry['name']!r}")
         position = None
         if entry["kind"] == "Input":
-            position, inputs = inputs, inputs + 1
+            position = len(inputs)
+            inputs.append([entry["shape"], entry["dtype"]])
         tensors = {}
         for role, name in entry["parameters"].items():
             dtype, array = parameters[name]
@@ -213,7 +221,8 @@ def network_hash(graph, parameters):
             entry["kind"], entry["attributes"], entry["shape"], entry["dtype"], position, used, tensors,
         ]  # fmt: skip
         digests[entry["name"]] = hashlib.sha256(canonical_json(description)).hexdigest()
-    return hashlib.sha256(canonical_json([digests[name] for name in graph["outputs"]])).hexdigest()
+    returned = [digests[name] for name in graph["outputs"]]
+    return hashlib.sha256(canonical_json([inputs, returned])).hexdigest()
 
 
 def _array(parameters, name):
@@ -229,20 +238,30 @@ def _array(parameters, name):
 
 
 def _slopes(kind, attributes, width, weight):
-    """Return arrays (alpha, beta), each (width,), that enclose every difference quotient of an activation."""
+    """Return arrays (alpha, beta), each (width,), that enclose every difference quotient of an activation.
+
+    `float` reads attributes, since infinite ones are stored as texts.
+    """
     low = np.full(width, math.nan)
     high = low.copy()
-    if kind in ("LeakyReLU", "PReLU"):
-        slope = attributes["negative_slope"] if kind == "LeakyReLU" else weight
-        low[:], high[:] = np.minimum(slope, 1.0), np.maximum(slope, 1.0)
-    elif kind == "ELU" and attributes["input_scale"] > 0:
+    if kind == "LeakyReLU":
+        slope = float(attributes["negative_slope"])
+        low[:], high[:] = min(slope, 1.0), max(slope, 1.0)
+    elif kind == "PReLU":
+        if weight.shape not in ((1,), (width,)):
+            raise Refused(f"PReLU has slopes of shape {weight.shape} for {width} features")
+        low[:], high[:] = np.minimum(weight, 1.0), np.maximum(weight, 1.0)
+    elif kind == "ELU" and float(attributes["input_scale"]) > 0:
         scale = float(attributes["scale"])
-        left = scale * attributes["alpha"] * attributes["input_scale"]
-        left *= 1 + 2.0**-50  # outward: two roundings
-        low[:], high[:] = min(0.0, scale, left), max(0.0, scale, left)
+        left = scale * float(attributes["alpha"]) * float(attributes["input_scale"])
+        # outward: three roundings; numpy's min and max keep NaN
+        sides = [0.0, scale, math.nextafter(left * (1 + 2.0**-50), math.copysign(math.inf, left))]
+        low[:], high[:] = np.min(sides), np.max(sides)
     else:
-        if kind == "Softplus" and not (attributes["beta"] > 0 and attributes["threshold"] >= 20):
-            raise Refused("Softplus needs beta > 0 and threshold >= 20")
+        if kind == "Softplus":
+            beta, threshold = float(attributes["beta"]), float(attributes["threshold"])
+            if not (beta > 0 and threshold >= 20):
+                raise Refused("Softplus needs beta > 0 and threshold >= 20")
         name = attributes["name"] if kind == "Pointwise" else kind
         name = f"GELU {attributes['approximate']}" if kind == "GELU" else name
         if name not in SLOPES:
@@ -254,8 +273,7 @@ def _slopes(kind, attributes, width, weight):
 
 
 def _linf_constant(kind, attributes, shape, weight):
-    """Return the l-infinity constant of an activation that is 1-Lipschitz in l2; None where it has no "
-    "rule."""
+    """Return the l-infinity constant of a group activation, 1-Lipschitz in l2; None where it has no rule."""
     if attributes["axis"] % len(shape) != len(shape) - 1:
         raise Refused(f"{kind} does not act on the features")
     if kind == "GroupSort" or weight is None:
@@ -288,15 +306,30 @@ def rebuild_chain(graph, parameters):
         kind, before, shape = entry["kind"], shape, entry["shape"]
         attributes, roles = entry["attributes"], entry["parameters"]
         if kind in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
-            if (weights or hidden) and before != shape:
+            same = (
+                before == shape
+                and len(shape) == 2
+                and (
+                    (kind == "Reshape"
+                    and attributes["shape"] == [-1, shape[1]])
+                    or (kind == "Flatten"
+                    and attributes["start"] == 1)
+                )
+            )
+            if (weights or hidden) and not same:
                 raise Refused(f"{kind} after the first layer")
-        elif kind == "Scale" and attributes["factor"] == 1:
+            continue
+        if shape != (before[:-1] + shape[-1:] if kind == "Linear" else before):
+            raise Refused(f"{kind} cannot turn shape {before} into {shape}")
+        if kind == "Scale" and attributes["factor"] == 1 and math.isfinite(float(attributes["shift"])):
             continue  # a shift: increments pass unchanged
-        elif kind == "Linear":
+        if kind == "Linear":
             weight = _array(parameters, roles["weight"])
             weight = weight.T if attributes["transposed"] else weight
             if weight.ndim != 2 or weight.shape != (shape[-1], before[-1]):
                 raise Refused(f"weight of node {entry['name']!r} does not fit")
+            if "bias" in roles and _array(parameters, roles["bias"]).shape != (shape[-1],):
+                raise Refused(f"bias of node {entry['name']!r} does not fit")
             if len(weights) > len(hidden):
                 hidden.append(("none",))
             weights.append(np.ascontiguousarray(weight))
@@ -362,11 +395,8 @@ def scale_weights(weight):
     exponent = math.frexp(np.abs(weight).max())[1] + math.frexp(max(size, 1.0))[1]
     scaled = np.ldexp(weight, -exponent)
     sizes = np.abs(scaled[scaled != 0])
-    if (
-        not np.array_equal(np.ldexp(scaled, exponent), weight)
-        or sizes.min() < 2.0**-160
-        or sizes.max() > 2.0**20
-    ):
+    exact = np.array_equal(np.ldexp(scaled, exponent), weight)
+    if not (exact and sizes.min() >= 2.0**-160 and sizes.max() <= 2.0**20):
         raise Refused("the entries of one weight matrix span more than 48 decades")
     return scaled, exponent
 
@@ -422,7 +452,7 @@ def positive_definite(diagonals, errors, couplings, coupling_errors):
         sums[k] = sums[k] + error.sum(axis=0)
         sums[k + 1] = sums[k + 1] + error.sum(axis=1)
     sizes = [len(p) for p in powers]
-    error = 1.0001 * max(total.max() for total in sums)
+    error = 1.0001 * np.concatenate(sums).max()  # NaN stays NaN and is refused below
     trace = 1.0001 * sum(np.trace(block) for block in blocks)
     length = max(a + b for a, b in zip([0, *sizes], [*sizes, 0], strict=True)) + 3
     factor_error = gamma(length) / (1 - gamma(length))
@@ -461,8 +491,7 @@ def gram_bounded(weight, square, square_error=0.0):
 def chain_bounded(weights, slopes, rho, multipliers):
     """Prove M(rho, multipliers) >= 0 for a chain with slopes in [alpha, beta]; returns the margin.
 
-    z'Mz = rho |x|^2 - |W_L v_K|^2 + 2 sum_i lambda_i (v_i - alpha_i y_i)(v_i - beta_i y_i) with y = W_k
-    v_{k-1}.
+    z'Mz = rho |x|^2 - |W_L v_K|^2 + 2 sum_i lambda_i (v_i - alpha_i y_i)(v_i - beta_i y_i), y = W_k v_{k-1}.
     """
     if len(weights) == 1:
         scaled, exponent = scale_weights(weights[0])
@@ -479,10 +508,7 @@ def chain_bounded(weights, slopes, rho, multipliers):
     diagonals, errors, couplings, coupling_errors = [], [], [], []
     keep_input = bool(slopes[0][0].any())
     for k in range(-1 if keep_input else 0, last + 1):
-        if k < 0:
-            block = rho * np.eye(scaled[0].shape[1])
-        else:
-            block = np.diag(2 * lam[k])
+        block = rho * np.eye(scaled[0].shape[1]) if k < 0 else np.diag(2 * lam[k])
         error = np.zeros_like(block)
         if k == 0 and not keep_input:
             side = lam[0] * slopes[0][1]
@@ -508,9 +534,10 @@ def chain_bounded(weights, slopes, rho, multipliers):
 
 def row_sum_bound(weight):
     """Return an upper bound of the largest absolute row sum, the l-infinity norm of `weight`."""
-    return math.nextafter(
-        float(np.abs(weight).sum(axis=1).max()) * (1 + 4 * (weight.shape[1] + 8) * UNIT), math.inf
-    )
+    largest = float(np.abs(weight).sum(axis=1).max(initial=0.0))
+    if largest == 0.0:
+        return 0.0
+    return math.nextafter(largest * (1 + 4 * (weight.shape[1] + 8) * UNIT), math.inf)
 
 
 def product_bound(norms, hidden, norm):
@@ -518,7 +545,7 @@ def product_bound(norms, hidden, norm):
     factors = list(norms)
     for entry in hidden:
         if entry[0] == "slopes":
-            factors.append(float(max(np.abs(side).max() for side in entry[1:])))
+            factors.append(float(np.abs(np.concatenate(entry[1:])).max(initial=0.0)))
         elif entry[0] == "group" and norm == "linf":
             if entry[1] is None:
                 raise Refused("Householder activations have no rule in the l-infinity norm")
@@ -580,30 +607,35 @@ def check_certificate(fields, graph, parameters):
         Unreadable: the network's description is broken.
     """
     try:
-        if fields["network_hash"] != network_hash(graph, parameters):
-            raise Refused("the certificate is of another network: the hashes differ")
-        upper = fields["upper_bound"]
-        if fields["status"] != CERTIFIED or upper is None or not math.isfinite(upper):
-            raise Refused("the certificate states no bound")
-        weights, hidden = rebuild_chain(graph, parameters)
-        weights = select_output(weights, fields["output"])
         with np.errstate(all="ignore"):
-            if fields["kind"] == NORM_PRODUCT:
-                bound, margin = check_norms(weights, hidden, fields["layer_norms"], fields["norm"])
-            elif fields["norm"] != "l2":
-                raise Refused("multipliers prove l2 bounds only")
-            else:
-                bound, margin = check_multipliers(weights, hidden, fields["rho"], fields["multipliers"])
-    except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ZeroDivisionError) as error:
-        raise Unreadable(
-            f"the certificate or the network is broken: {type(error).__name__} {error}"
-        ) from error
+            bound, margin = _prove(fields, graph, parameters)
+    except Failure:
+        raise
+    except Exception as error:  # whatever a broken description runs into
+        reason = f"{type(error).__name__} {error}"
+        raise Unreadable(f"the certificate or the network is broken: {reason}") from error
+    upper = fields["upper_bound"]
     if not upper >= bound:
         raise Refused(f"the stated bound {upper!r} is below the proven one {bound!r}")
     for name in ("optimum_lower_bound", "sampled_lower_bound"):
         if fields[name] is not None and not fields[name] <= upper:
             raise Refused(f"the stated bound is below its own {name}")
     return margin
+
+
+def _prove(fields, graph, parameters):
+    if fields["network_hash"] != network_hash(graph, parameters):
+        raise Refused("the certificate is of another network: the hashes differ")
+    upper = fields["upper_bound"]
+    if fields["status"] != CERTIFIED or upper is None or not math.isfinite(upper):
+        raise Refused("the certificate states no bound")
+    weights, hidden = rebuild_chain(graph, parameters)
+    weights = select_output(weights, fields["output"])
+    if fields["kind"] == NORM_PRODUCT:
+        return check_norms(weights, hidden, fields["layer_norms"], fields["norm"])
+    if fields["norm"] != "l2":
+        raise Refused("multipliers prove l2 bounds only")
+    return check_multipliers(weights, hidden, fields["rho"], fields["multipliers"])
 
 
 def main(arguments):
@@ -618,12 +650,11 @@ def main(arguments):
     except Refused as error:
         sys.stdout.write(f"invalid: {error}\n")
         return 1
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (OSError, ValueError, MemoryError) as error:
+        sys.stderr.write(f"error: {error or 'out of memory'}\n")
         return 2
-    sys.stdout.write(
-        f"valid: upper bound {fields['upper_bound']!r}, margin {margin:.3g}\n{fields['claim']}\n"
-    )
+    upper = fields["upper_bound"]
+    sys.stdout.write(f"valid: upper bound {upper!r}, margin {margin:.3g}\n{fields['claim']}\n")
     return 0
 
 

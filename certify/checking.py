@@ -22,8 +22,7 @@ class CheckResult:
         valid: it was.
         reason: why not, or what was proven.
         margin: smallest pivot of the factorizations, scaled to a unit diagonal and after subtraction of all
-            rounding
-            errors (inf where no matrix had to be factored, None where invalid). Below zero there is no proof.
+            rounding errors (inf where no matrix had to be factored, None where invalid).
     """
 
     valid: bool

@@ -1,7 +1,6 @@
 """What is known of a nonlinearity between two inputs: the constraints a bound may use.
 
-Slopes are enclosures of every difference quotient; each was verified numerically on [-60, 60] and rounded
-outward.
+Slopes enclose every difference quotient; each was verified numerically on [-60, 60] and rounded outward.
 """
 
 from __future__ import annotations
@@ -76,8 +75,8 @@ _POINTWISE = {
     "softsign": (0.0, 1.0),
     "log_sigmoid": (0.0, 1.0),
     "erf": (0.0, 1.12838),
-    "hardsigmoid": (0.0, 0.1666666666666667),
-    "hardswish": (-0.5, 1.5),
+    "hardsigmoid": (0.0, 0.16666668),  # torch takes 1/6 in single precision
+    "hardswish": (-0.5000001, 1.5000001),
     "mish": (-0.11253, 1.0885),
     "sin": (-1.0, 1.0),
     "cos": (-1.0, 1.0),
@@ -119,8 +118,7 @@ def constraint_of(
             return _slopes(0.0, 1.0, width)
         case Softplus():
             raise UnsupportedOperationError(
-                f"Softplus at node {place!r} (beta {operation.beta}, threshold {operation.threshold}) "
-                "jumps at its "
+                f"Softplus at node {place!r} (beta {operation.beta}, threshold {operation.threshold}) jumps at its "
                 "threshold and has no useful Lipschitz bound; use beta > 0 and the default threshold 20"
             )
         case Pointwise() if operation.name in _POINTWISE:
@@ -129,8 +127,7 @@ def constraint_of(
             return _slopes(*_FIXED[type(operation)], width)
     name = operation.name if isinstance(operation, Pointwise) else operation.kind
     raise UnsupportedOperationError(
-        f"{name} at node {place!r} has no global Lipschitz bound that this version knows; certify the "
-        "network "
+        f"{name} at node {place!r} has no global Lipschitz bound that this version knows; certify the network "
         "without it (for a final softmax: its logits), or use an activation with bounded slopes"
     )
 

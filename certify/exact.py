@@ -1,5 +1,4 @@
-"""The matrix inequalities of a certificate decided in rational arithmetic: slow, free of rounding, no "
-"tolerance."""
+"""The matrix inequalities of a certificate decided in rational arithmetic: slow, no rounding, no tolerance."""
 
 from __future__ import annotations
 
@@ -19,8 +18,7 @@ def check_exactly(fields: Mapping[str, Any], graph: Mapping[str, Any], parameter
 
     Cubic in the number of neurons with growing fractions: seconds for 20, minutes for 50.
     Raises:
-        checker.Refused: the inequality is false, or the stated bound is below sqrt(rho) or the product of
-        norms.
+        checker.Refused: the inequality is false, or the bound is below sqrt(rho) or the product of norms.
     """
     weights, hidden = checker.rebuild_chain(graph, parameters)
     upper, matrices = Fraction(fields["upper_bound"]), [_rational(weight) for weight in weights]
@@ -109,6 +107,10 @@ def _check_norms(
     for matrix, stated in zip(matrices, fields["layer_norms"], strict=True):
         norm = Fraction(stated)
         product *= norm
+        if norm < 0:
+            raise checker.Refused("a layer's norm is negative")
+        if not any(map(any, matrix)):
+            continue
         if fields["norm"] == "linf":
             if max(sum(map(abs, row)) for row in matrix) > norm:
                 raise checker.Refused("a layer's l-infinity norm is above its stated bound")
@@ -121,7 +123,7 @@ def _check_norms(
             raise checker.Refused("a layer's spectral norm is above its stated bound")
     for entry in hidden:
         if entry[0] == "slopes":
-            product *= Fraction(float(max(np.abs(side).max() for side in entry[1:])))
+            product *= Fraction(float(np.abs(np.concatenate(entry[1:])).max(initial=0.0)))
     if product > upper:
         raise checker.Refused("the stated bound is below the product of norms")
 

@@ -1,7 +1,6 @@
 r"""From a `Network` to the linear matrix inequality that bounds its Lipschitz constant.
 
-One description drives every solver. The independent check (`certify/checker.py`) rebuilds all of it on its
-own.
+One description drives every solver. The independent check, `certify/checker.py`, rebuilds all of it itself.
 """
 
 from __future__ import annotations
@@ -89,9 +88,8 @@ class Chain:
             if not isinstance(layer.constraint, SlopeRestricted):
                 kind = layer.operation.kind if layer.operation else "two matrices in a row, the second"
                 raise UnsupportedOperationError(
-                    f"{bounder} needs scalar activations with bounded slopes between all matrices; found "
-                    f"{kind} at "
-                    f"node {layer.name!r}; use bounder=NormProduct()"
+                    f"{bounder} needs scalar activations with bounded slopes between all matrices; "
+                    f"found {kind} at node {layer.name!r}; use bounder=NormProduct()"
                 )
             slopes.append(layer.constraint)
         return SlopeChain(self.weights, tuple(s.alpha for s in slopes), tuple(s.beta for s in slopes))
@@ -101,10 +99,9 @@ class Chain:
 class SlopeChain:
     r"""The data of LipSDP for a chain: $W_1 .. W_L$ and slopes $[\alpha_k, \beta_k]$ of each hidden layer.
 
-    $M(\rho, \lambda) = \rho E - F'F + \sum_i \lambda_i (p_i q_i' + q_i p_i') \succeq 0$ with $p_i = e_i -
-    \alpha_i y_i$,
-    $q_i = e_i - \beta_i y_i$ on $z = (x, v_1, .., v_K)$, $y_k = W_k v_{k-1}$, $F z = W_L v_K$, gives Lip <=
-    sqrt(rho).
+    $M(\rho, \lambda) = \rho E - F'F + \sum_i \lambda_i (p_i q_i' + q_i p_i') \succeq 0$ with
+    $p_i = e_i - \alpha_i y_i$, $q_i = e_i - \beta_i y_i$ on $z = (x, v_1, .., v_K)$, $y_k = W_k v_{k-1}$,
+    $F z = W_L v_K$, gives Lip <= sqrt(rho).
     Source: Fazlyab et al., LipSDP (2019), theorem 2.
     """
 
@@ -139,11 +136,12 @@ class SlopeChain:
         p = scipy.sparse.coo_array((np.append(-low * row, 1.0), (np.append(columns, place),)), (size,))
         q = scipy.sparse.coo_array((np.append(-high * row, 1.0), (np.append(columns, place),)), (size,))
         outer = scipy.sparse.kron(p.reshape((size, 1)), q.reshape((1, size)))
-        return (outer + outer.T).tocoo()
+        total = (outer + outer.T).tocoo()
+        total.eliminate_zeros()  # kron stores whole blocks
+        return total
 
     def affine_map(self, multipliers: str) -> scipy.sparse.csc_array:
-        """Return the columns vec(E), vec(sum of p q' + q p') per neuron ("neuron") or per layer "
-        "("layer"), (N^2, m)."""
+        """Return the columns vec(E), vec(sum of p q' + q p') per `multipliers`, "neuron" or "layer"; (N^2, m)."""
         size = int(self.offsets[-1])
         inputs = np.arange(self.widths[0]) * (size + 1)
         columns = [
@@ -178,8 +176,7 @@ class SlopeChain:
 def chain_of(network: Network, output: Output = None) -> Chain:
     """Read a feedforward chain out of a network.
 
-    Accepted: reshaping of the input, then Linear and activations. Where two activations meet, or one comes
-        first
+    Accepted: reshaping of the input, then Linear and activations. Where two activations meet, or one comes first
     or last, an identity matrix stands in.
 
     Args:
@@ -205,8 +202,7 @@ def chain_of(network: Network, output: Output = None) -> Chain:
         if isinstance(operation, Flatten | Reshape | Squeeze | Unsqueeze):
             if (weights or hidden) and node.shape != before.shape:
                 raise UnsupportedOperationError(
-                    f"{operation.kind} at node {node.name!r} changes the shape after the first layer, "
-                    "which the "
+                    f"{operation.kind} at node {node.name!r} changes the shape after the first layer, which the "
                     "certificates of this version do not follow; reshape the input or the result outside"
                 )
         elif isinstance(operation, Linear):
@@ -249,8 +245,7 @@ def _path(network: Network) -> list[Node]:
         if len(node.inputs) != 1:
             raise UnsupportedOperationError(
                 f"{node.operation.kind} at node {node.name!r} has {len(node.inputs)} inputs; this version "
-                "certifies "
-                "chains of Linear layers and activations only"
+                "certifies chains of Linear layers and activations only"
             )
         path.append(network.node(node.inputs[0]))
     return path[::-1]
@@ -268,8 +263,7 @@ def _width(node: Node) -> int:
     width = node.shape[-1] if node.shape else None
     if width is None:
         raise UnsupportedOperationError(
-            f"{node.operation.kind} at node {node.name!r} has no fixed width (shape {node.shape}); "
-            "certify needs one"
+            f"{node.operation.kind} at node {node.name!r} has no fixed width (shape {node.shape}); certify needs one"
         )
     return width
 
@@ -285,13 +279,11 @@ def _refuse(node: Node) -> None:
     if isinstance(operation, BatchNorm | Scale):
         raise UnsupportedOperationError(
             f"{place} would have to be folded into the weights, and the fold has no rigorous check yet; "
-            "fold it "
-            "yourself (the certificate then speaks about the folded network)"
+            "fold it yourself (the certificate then speaks about the folded network)"
         )
     if isinstance(operation, Softmax | Attention):
         raise UnsupportedOperationError(
-            f"{place} has no global Lipschitz bound in this version; certify the network up to its input "
-            "(the logits)"
+            f"{place} has no global Lipschitz bound in this version; certify the network up to its input (the logits)"
         )
     if isinstance(operation, LayerNorm | RMSNorm):
         raise UnsupportedOperationError(
@@ -306,8 +298,7 @@ def _refuse(node: Node) -> None:
         and operation.axis % len(node.shape) != len(node.shape) - 1
     ):
         raise UnsupportedOperationError(
-            f"{place} sorts along axis {operation.axis} of shape {node.shape}, not along the features "
-            "(the last axis)"
+            f"{place} sorts along axis {operation.axis} of shape {node.shape}, not along the features (the last axis)"
         )
     if isinstance(operation, PReLU) and len(node.shape) != 2:
         raise UnsupportedOperationError(

@@ -14,8 +14,7 @@ from certify.lmi import SlopeChain
 def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
     r"""Return the least rho with $M(\rho, \lambda) \succeq 0$ for fixed multipliers; inf where none exists.
 
-    $Y_K = D_K$, $Y_{k-1} = D_{k-1} - C_k' Y_k^{-1} C_k$ with $C_k = -(\alpha + \beta) \Lambda_k W_k$ and
-    $D_k$ the
+    $Y_K = D_K$, $Y_{k-1} = D_{k-1} - C_k' Y_k^{-1} C_k$ with $C_k = -(\alpha + \beta) \Lambda_k W_k$ and $D_k$ the
     diagonal blocks; $\rho = \lambda_{max}(-Y_0)$ with the block of the input. Not rigorous: floating point.
     """
     weights = chain.weights
@@ -42,12 +41,10 @@ def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
 def eclipse_fast(chain: SlopeChain) -> list[float] | None:
     r"""Return one multiplier per layer by the forward recursion, for rho = 1 up to a common factor.
 
-    $K_k = W_k Y_{k-1}^{-1} W_k'$, $l_k = 1 / \sigma_{max}(K_k)$, $Y_k = 2 l_k I - l_k^2 K_k$; with slopes,
-    $W_k$ is
+    $K_k = W_k Y_{k-1}^{-1} W_k'$, $l_k = 1 / \sigma_{max}(K_k)$, $Y_k = 2 l_k I - l_k^2 K_k$; with slopes, $W_k$ is
     multiplied by $\alpha + \beta$ and $Y_{k-1}$ grows by $2 l_k W_k' \alpha\beta W_k$. None where some
     $\alpha\beta < 0$ or a layer vanishes.
-    Source: Xu, Sivaranjani, ECLipsE: efficient compositional Lipschitz constant estimation (2024),
-    ECLipsE-Fast.
+    Source: Xu, Sivaranjani, ECLipsE: efficient compositional Lipschitz constant estimation (2024), ECLipsE-Fast.
     """
     schur = np.eye(chain.widths[0])
     values = []
@@ -82,10 +79,8 @@ def backward_fast(chain: SlopeChain) -> list[float] | None:
     r"""Return one multiplier per layer by the backward recursion, for any slopes.
 
     $\lambda_k = c \sigma_{max}(C_k)$, $D = 2 \lambda_k I - C_k$,
-    $C_{k-1} = W_k' ((\alpha+\beta) \lambda_k D^{-1} \lambda_k (\alpha+\beta) - 2 \lambda_k \alpha\beta)
-    W_k$ from
-    $C_K = W_L' W_L$, with the c > 1/2 that makes $\sigma_{max}(C_{k-1})$ least. Never above the norm
-    product: for
+    $C_{k-1} = W_k' ((\alpha+\beta) \lambda_k D^{-1} \lambda_k (\alpha+\beta) - 2 \lambda_k \alpha\beta) W_k$ from
+    $C_K = W_L' W_L$, with the c > 1/2 that makes $\sigma_{max}(C_{k-1})$ least. Never above the norm product: for
     $C_k = \sigma I$ and one slope interval the best c gives $\max(|\alpha|, |\beta|)^2 \sigma W_k' W_k$.
     """
     current = chain.weights[-1].T @ chain.weights[-1]

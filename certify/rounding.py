@@ -12,8 +12,7 @@ from certify.lmi import SlopeChain
 def round_dual(chain: SlopeChain, second_moments: np.ndarray, *, shared: bool = False) -> float:
     r"""Return a lower bound of the least sqrt(rho) that any multipliers can reach.
 
-    Z is read as second moments of $(x, v_1, .., v_K)$. Layer by layer $u_k = v_k - \alpha y_k$ is shrunk by
-    $\theta$
+    Z is read as second moments of $(x, v_1, .., v_K)$. Layer by layer $u_k = v_k - \alpha y_k$ is shrunk by $\theta$
     and independent noise D is added, so that the new $v'_k$ obeys $E[(v' - \alpha y')(v' - \beta y')] = 0$
     exactly and is feasible in the dual; $\langle W_L' W_L, E v'_K v'_K{}' \rangle / tr Z_{00}$ is its value.
     It bounds the program, not the Lipschitz constant. Exact up to floating-point rounding.

@@ -170,19 +170,27 @@ def require_consistent(network: Network) -> None:
     builder = NetworkBuilder()
     builder.parameters = dict(network.parameters)
     for node in network.nodes:
-        if isinstance(node.operation, Input):
-            builder.input(node.name, node.shape, getattr(torch, node.dtype))
-            continue
-        if isinstance(node.operation, Opaque) and not node.operation.name.startswith("aten."):
-            builder.opaque(node.operation, node.inputs, node.shape, getattr(torch, node.dtype), node.name)
-            continue
-        builder.add(node.operation, *node.inputs, name=node.name)
-        found = builder.nodes[node.name]
+        try:
+            found = _replayed(builder, node)
+        except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+            reason = f"{type(error).__name__} {error}".splitlines()[0]
+            raise ArchitectureError(f"node {node.name!r} is described wrongly: {reason}") from error
         if (found.shape, found.dtype) != (node.shape, node.dtype):
             raise ArchitectureError(
                 f"{node.operation.kind} at {node.name!r} gives {found.shape} {found.dtype}, "
                 f"not {node.shape} {node.dtype} as the file states"
             )
+
+
+def _replayed(builder: NetworkBuilder, node: Node) -> Node:
+    operation = node.operation
+    if isinstance(operation, Input):
+        builder.input(node.name, node.shape, getattr(torch, node.dtype))
+    elif isinstance(operation, Opaque) and not operation.name.startswith("aten."):
+        builder.opaque(operation, node.inputs, node.shape, getattr(torch, node.dtype), node.name)
+    else:
+        builder.add(operation, *node.inputs, name=node.name)
+    return builder.nodes[node.name]
 
 
 def _join_biases(nodes: dict[str, Node], outputs: Sequence[str]) -> list[Node]:

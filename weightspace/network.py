@@ -121,9 +121,9 @@ class Network:
         """SHA-256 (hexadecimal) over operations, attributes, shapes, dtypes and weight bytes, not names.
 
         A Merkle hash: a node's digest covers its operation, its shape and dtype, the digests of its inputs
-        and the bytes of its parameters; inputs are told apart by position. Hence independent of names, of
-        the order of independent nodes and of parameters that no operation uses. `certify/checker.py`
-        computes the same number with numpy alone.
+        and the bytes of its parameters; inputs are told apart by position, and all of them count. Hence
+        independent of names, of the order of independent nodes and of parameters that no operation uses.
+        `certify/checker.py` computes the same number with numpy alone.
         """
         positions = {node.name: index for index, node in enumerate(self.inputs)}
         tensors: dict[str, str] = {}
@@ -143,7 +143,9 @@ class Network:
                 {role: tensors[name] for role, name in used.items()},
             ]
             digests[node.name] = hashlib.sha256(canonical_json(description)).hexdigest()
-        return hashlib.sha256(canonical_json([digests[name] for name in self.outputs])).hexdigest()
+        inputs = [[list(node.shape), node.dtype] for node in self.inputs]
+        returned = [digests[name] for name in self.outputs]
+        return hashlib.sha256(canonical_json([inputs, returned])).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
         plain = (dict(self.parameters), self.buffers, dict(self.aliases), dict(self.metadata))
@@ -374,8 +376,11 @@ def tensor_digest(tensor: Tensor) -> str:
 def require_finite(network: Network) -> None:
     """Raise NonFiniteError naming the first parameter with NaN or infinite entries."""
     for name, tensor in network.parameters.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        finite = (tensor.float() if tensor.dtype.itemsize == 1 else tensor).isfinite()
+        if not bool(finite.all()):
+            count = int((~finite).sum())
             raise NonFiniteError(
                 f"parameter {name!r} has {count} NaN or infinite entries; `weightspace inspect` lists every such tensor"
             )

@@ -31,8 +31,7 @@ class Proposal:
 class Bounder(ABC):
     """A way to bound the Lipschitz constant of a chain from above; subclasses are final frozen dataclasses.
 
-    The law: whatever `propose` returns is only a proposal. `certify.lipschitz` enlarges rho by 1e-7 (more
-        where
+    The law: whatever `propose` returns is only a proposal. `certify.lipschitz` enlarges rho by 1e-7 (more where
     rounding asks for it) and lets `certify/checker.py`, which shares no code with the bounders, prove it; a
     proposal that is wrong ends in a looser bound or in none, never in one below the Lipschitz constant.
     """

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from certify import checker
@@ -25,8 +24,9 @@ from certify.bounders.sampling import sample_lower_bound
 from certify.certificate import Certificate, Status
 from certify.checking import check, network_arrays
 from certify.lmi import Chain, Output, chain_of
-from weightspace.errors import ShapeError, UnsupportedOperationError
+from weightspace.errors import UnsupportedOperationError
 from weightspace.network import Network
+from weightspace.symmetry_spec import as_network
 
 _LARGEST = (
     150  # hidden neurons, and 200 with inputs, up to which the program is solved unless a bounder is named
@@ -60,7 +60,8 @@ def lipschitz(
     Raises:
         UnsupportedOperationError: an operation, norm or region without a rule; the message names it.
         NonFiniteError: NaN or infinite weights.
-        ShapeError: `output` does not exist, or the input shape cannot be derived.
+        ShapeError: `output` does not exist.
+        ArchitectureError: the module cannot be traced, or its input shape not be derived.
     """
     started = time.perf_counter()
     if norm not in ("l2", "linf"):
@@ -69,7 +70,7 @@ def lipschitz(
         raise UnsupportedOperationError(
             f"region={region!r}: this version bounds the whole space only; call with region=None"
         )
-    network = _network(model_or_network, example_inputs)
+    network = as_network(model_or_network, example_inputs)
     if isinstance(output, list) and len(output) == 2:
         output = (output[0], output[1])
     chain = chain_of(network, output)
@@ -94,23 +95,6 @@ def lipschitz(
         None, None, sampled, Status.FAILED, norm, output, "; ".join([reason, *failures]), checker.MULTIPLIERS,
         network.hash, None, None, None, time.perf_counter() - started, _versions(),
     )  # fmt: skip
-
-
-def _network(model: nn.Module | Network, example_inputs: Any) -> Network:
-    if isinstance(model, Network):
-        return model
-    from weightspace.tracing import trace
-
-    if example_inputs is None:
-        first = next((layer for layer in model.modules() if isinstance(layer, nn.Linear)), None)
-        if first is None:
-            raise ShapeError(
-                f"{type(model).__name__} has no nn.Linear to derive an input shape from; pass example_inputs="
-            )
-        example_inputs = torch.zeros(
-            2, first.in_features, dtype=first.weight.dtype, device=first.weight.device
-        )
-    return trace(model, example_inputs)
 
 
 def _attempts(chain: Chain, norm: str, bounder: Bounder | None) -> tuple[list[Bounder], str]:
@@ -142,7 +126,10 @@ def _certify(
     started: float,
 ) -> Certificate | None:
     """Return the certificate of the least enlargement of a proposal that the check accepts, or None."""
-    weights, hidden = checker.rebuild_chain(*network_arrays(network))
+    try:
+        weights, hidden = checker.rebuild_chain(*network_arrays(network))
+    except checker.Refused as error:
+        raise UnsupportedOperationError(f"no certificate of this network can be checked: {error}") from error
     weights = checker.select_output(weights, output)
     rho, multipliers, bound = None, None, math.inf
     for inflation in _INFLATIONS:

@@ -19,8 +19,7 @@ class ClosedForm(Bounder):
     """Bound by the best of ECLipsE-Fast, with and without balanced neurons, and a backward recursion.
 
     Never above the product of norms, in O(L n^3). Scalar activations, l2.
-    Source: Xu, Sivaranjani, ECLipsE (2024), ECLipsE-Fast; differs in the backward recursion for slopes of
-    both signs.
+    Source: Xu, Sivaranjani, ECLipsE (2024), ECLipsE-Fast; the backward recursion for any slopes is added.
     """
 
     def propose(self, chain: Chain, norm: str) -> Proposal | None:
@@ -36,8 +35,7 @@ class ClosedForm(Bounder):
 
 
 def start(prepared: Prepared) -> tuple[float, list[float]] | None:
-    """Return (rho, one multiplier per layer) of a prepared chain, the best of the recursions; None if "
-    "all fail."""
+    """Return (rho, one multiplier per layer) of a prepared chain, the best of the recursions; None if all fail."""
     chain, best = prepared.chain, None
     for values in (eclipse_fast(chain), backward_fast(chain)):
         if values is None:

@@ -40,13 +40,11 @@ class LipSDP(Bounder):
     of the closed form, which is strictly feasible.
 
     Attributes:
-        solver: "CLARABEL" (accurate, for up to about 60 neurons and inputs), "SCS" (larger), or another SDP
-            solver.
+        solver: "CLARABEL" (accurate, up to about 60 neurons and inputs), "SCS" (larger) or another SDP solver.
         multipliers: "neuron", one each, or "layer", one per layer: smaller and looser.
     Raises:
         UnsupportedOperationError: unknown settings, when made.
-    Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019). Its Network variant is unsound and not
-    offered.
+    Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019). Its unsound Network variant is not offered.
     """
 
     solver: str = "CLARABEL"
@@ -55,14 +53,12 @@ class LipSDP(Bounder):
     def __post_init__(self):
         if self.solver == "structured":
             raise UnsupportedOperationError(
-                "solver='structured' is not available in this version; use solver='CLARABEL' or, above "
-                "about 60 "
+                "solver='structured' is not available in this version; use solver='CLARABEL' or, above about 60 "
                 "neurons and inputs, solver='SCS'"
             )
         if self.multipliers not in ("neuron", "layer"):
             raise UnsupportedOperationError(
-                f"multipliers={self.multipliers!r} is not 'neuron' or 'layer' (LipSDP-Network is unsound, "
-                "not offered)"
+                f"multipliers={self.multipliers!r} is not 'neuron' or 'layer' (LipSDP-Network is unsound)"
             )
 
     def propose(self, chain: Chain, norm: str) -> Proposal | None:
@@ -97,8 +93,7 @@ class LipSDP(Bounder):
         return Proposal(method, *to_stored_units(rho, restored, exponents), None, lower * factor)
 
     def _solve(self, chain: SlopeChain) -> tuple[list[np.ndarray], float, float, float]:
-        """Return (multipliers, rho, lower bound, share of the closed form) in coordinates where that is "
-        "(1, 1)."""
+        """Return (multipliers, rho, lower bound, share of the closed form), the closed form being (1, 1)."""
         best: tuple[float, list[np.ndarray], float] = (math.inf, [], 1.0)
         lower = 0.0
         for values, dual in _answers(chain, self.solver, self.multipliers):
@@ -131,7 +126,7 @@ def _answers(
             f"cvxpy finds no solver {solver!r}; installed are {', '.join(sorted(cvxpy.installed_solvers()))}"
         )
     size = int(chain.offsets[-1])
-    linear = chain.affine_map(multipliers)
+    linear: Any = chain.affine_map(multipliers)
     unknowns: Any = cvxpy.Variable(linear.shape[1], nonneg=True)
     flat = linear @ unknowns + chain.constant_matrix().reshape(-1)
     constraint = cvxpy.reshape(flat, (size, size), order="C") >> 0

@@ -17,8 +17,7 @@ from weightspace.errors import UnsupportedOperationError
 class NormProduct(Bounder):
     r"""Bound by $\prod_k \|W_k\| \prod_k c_k$, c the activations' own constants.
 
-    l2: spectral norms, each proven by a Cholesky factorization of $s^2 I - W'W$; l-infinity: largest
-        absolute row
+    l2: spectral norms, each proven by a Cholesky factorization of $s^2 I - W'W$; l-infinity: largest absolute row
     sums. Loose, but it applies to every chain: scalar activations, GroupSort, MaxMin, Householder (l2 only).
     """
 
@@ -37,7 +36,7 @@ class NormProduct(Bounder):
 
 def _spectral_norm(weight: np.ndarray) -> float:
     """Return the computed spectral norm, enlarged by far more than its rounding; the check proves it."""
-    largest = float(np.abs(weight).max())
+    largest = float(np.abs(weight).max(initial=0.0))
     if largest == 0:
         return 0.0
     return float(np.linalg.norm(weight / largest, 2)) * largest * (1 + 1e-9)

@@ -19,15 +19,15 @@ def sample_lower_bound(
 ) -> float:
     r"""Return the largest stretching $\|f(x + tv) - f(x)\| / \|tv\|$ found by sampling and local search.
 
-    Directions v come from power iteration with the Jacobian (l2) or from the signs of its rows
-    (l-infinity); each
-    round continues from perturbations of the best points. The smaller of the Jacobian's stretching and the
-    secant's
+    Directions v come from power iteration with the Jacobian (l2) or from the signs of its rows (l-infinity); each
+    round continues from perturbations of the best points. The smaller of the Jacobian's stretching and the secant's
     counts, so that conventions at kinks cannot inflate it; up to rounding (1e-9 is taken off) it is attained.
 
     Args:
         generator: source of randomness; seeded with 0 when None.
     """
+    if any(weight.size == 0 for weight in chain.weights):
+        return 0.0
     generator = generator or torch.Generator().manual_seed(0)
     width = chain.weights[0].shape[1]
     best, centers = 0.0, None

@@ -14,8 +14,7 @@ from weightspace.operations import Linear, ReLU
 
 @pytest.fixture(scope="session")
 def build():
-    """build(matrices, activation=ReLU(), dtype=..., biases=None) -> Network: Linear and activations in "
-    "turn."""
+    """build(matrices, activation=ReLU(), dtype=..., biases=None) -> Network: Linear and activations in turn."""
 
     def make(matrices, activation=None, dtype=torch.float64, biases=None, parameters=None):
         builder = NetworkBuilder()

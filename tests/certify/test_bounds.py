@@ -1,5 +1,6 @@
 """Laws of the bounds: soundness, order among the methods, invariances, known values."""
 
+import itertools
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from certify.lmi import chain_of
 from certify.preparation import normalize
 from certify.recursion import tighten
 from weightspace.builder import NetworkBuilder
-from weightspace.errors import NonFiniteError, ShapeError, UnsupportedOperationError
+from weightspace.errors import ArchitectureError, NonFiniteError, ShapeError, UnsupportedOperationError
 from weightspace.operations import (
     ELU,
     GELU,
@@ -268,6 +269,26 @@ def test_a_constant_function_has_bound_zero(build):
         assert certify.check(certificate, build(matrices), exact=True)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_layers_without_neurons_are_constant(build, norm):
+    bounders = [None, certify.NormProduct()]
+    if norm == "l2":
+        bounders += [certify.ClosedForm(), certify.LipSDP()]
+    for widths in ([3, 0, 2], [0, 3, 2], [3, 2, 0]):
+        network = build([np.ones((b, a)) for a, b in itertools.pairwise(widths)])
+        for bounder in bounders:
+            certificate = certify.lipschitz(network, norm=norm, bounder=bounder)
+            assert certificate.upper_bound == 0
+            assert certify.check(certificate, network, exact=True)
+
+
+def test_the_affine_map_stores_no_zeros(build, he):
+    chain = chain_of(build(he([30, 30, 5]))).require_slopes("the test")
+    linear = chain.affine_map("neuron")
+    assert linear.nnz == np.count_nonzero(linear.data)
+    assert linear.nnz < 3 * sum(weight.size for weight in chain.weights)
+
+
 def test_outputs_and_differences(build, he):
     network = build(he([4, 7, 6, 3], 4), dtype=torch.float32)
     whole = certify.lipschitz(network, bounder=certify.LipSDP())
@@ -288,7 +309,7 @@ def test_modules_are_traced():
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
     certificate = certify.lipschitz(module)
     assert certificate.sampled_lower_bound <= certificate.upper_bound
-    with pytest.raises(ShapeError, match="example_inputs"):
+    with pytest.raises(ArchitectureError, match="example_inputs"):
         certify.lipschitz(torch.nn.ReLU())
 
 
@@ -328,6 +349,11 @@ def test_unusual_chains():
 @pytest.mark.parametrize(
     ("operations", "word"),
     [
+        ((Householder(weight="zero"),), "Householder"),
+        ((LeakyReLU(negative_slope=math.inf),), "LeakyReLU"),
+        ((ELU(alpha=math.inf),), "ELU"),
+        ((ELU(alpha=math.nan),), "ELU"),
+        ((Scale(shift=math.inf), ReLU()), "Scale"),
         ((Softmax(),), "Softmax"),
         ((Scale(factor=2.0),), "Scale"),
         ((BatchNorm(running_mean="v", running_var="v"),), "BatchNorm"),
@@ -338,7 +364,8 @@ def test_unusual_chains():
     ],
 )
 def test_unsupported_operations_are_refused_by_name(operations, word):
-    network = chain_with(*operations, parameters={"v": torch.ones(4, dtype=torch.float64)})
+    vectors = {"v": torch.ones(4, dtype=torch.float64), "zero": torch.zeros(2, 2, dtype=torch.float64)}
+    network = chain_with(*operations, parameters=vectors)
     with pytest.raises(UnsupportedOperationError, match=word):
         certify.lipschitz(network)
 

@@ -48,8 +48,7 @@ ALONE = """
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "scipy", "cvxpy", "weightspace", "certify", "kernels",
-        "networkx"}:
+        if name.partition(".")[0] in {"torch", "scipy", "cvxpy", "weightspace", "certify", "kernels", "networkx"}:
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, Blocker())
 import runpy
@@ -346,6 +345,119 @@ def test_extreme_scales_are_proven_or_refused(build):
     assert not certify.check(certificate, spread)
     overflow = build([np.full((1, 1), 1e300)] * 3)
     assert certify.lipschitz(overflow).upper_bound is None
+
+
+def stored(network, path):
+    """The graph and the arrays of the file that `save_npz` writes."""
+    network.save_npz(path)
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    return json.loads(arrays.pop("network").tobytes()), arrays
+
+
+def written(path, graph, arrays):
+    np.savez(path, network=np.frombuffer(json.dumps(graph).encode(), dtype=np.uint8), **arrays)
+    return path
+
+
+def checked(path, text, capsys):
+    """Exit status and output of the checker as a program."""
+    certificate = path.with_suffix(".json")
+    certificate.write_text(text)
+    status = checker.main([str(certificate), str(path)])
+    out, err = capsys.readouterr()
+    return status, out + err
+
+
+def test_a_second_node_of_the_same_name_cannot_stand_in(build, he, tmp_path, capsys):
+    matrices = he([3, 5, 2], 1)
+    network, small = build(matrices), build([1e-3 * matrices[0], matrices[1]])
+    graph, arrays = stored(network, tmp_path / "network.npz")
+    first = next(entry for entry in graph["nodes"] if entry["kind"] == "Linear")
+    graph["nodes"].append({**first, "parameters": {"weight": "small"}})  # no other node uses it: not hashed
+    arrays["parameter:small"] = 1e-3 * matrices[0]
+    path = written(tmp_path / "double.npz", graph, arrays)
+    forged = rewritten(certify.lipschitz(small), network_hash=network.hash)
+    status, text = checked(path, forged, capsys)
+    assert status == 2
+    assert "two nodes" in text
+
+
+def test_byte_order_does_not_change_the_weights(build, he, tmp_path, capsys):
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        network = build(he([3, 5, 2], 1), dtype=dtype)
+        graph, arrays = stored(network, tmp_path / "network.npz")
+        swapped = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()}
+        path = written(tmp_path / "swapped.npz", graph, swapped)
+        rebuilt, _ = checker.rebuild_chain(*checker.load_network(path))
+        expected, _ = checker.rebuild_chain(*network_arrays(network))
+        for weight, original in zip(rebuilt, expected, strict=True):
+            np.testing.assert_array_equal(weight, original)
+        assert checked(path, certify.lipschitz(network).to_json(), capsys)[0] == 0
+
+
+def nested(depth):
+    return [nested(depth - 1)] if depth else 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "\ud800"},
+        {"kind": "ReLU\nvalid: upper bound 0"},
+        {"kind": ["ReLU"]},
+        {"kind": "PReLU", "parameters": {"weight": "bias_0"}, "shape": [None, 1]},
+        {"kind": "PReLU", "parameters": {"weight": "weight_0"}},
+        {"kind": "LeakyReLU", "attributes": {"negative_slope": [0.1] * 5}},
+        {"kind": "LeakyReLU", "attributes": {"negative_slope": 10**400}},
+        {"kind": "ELU", "attributes": {"alpha": "inf", "scale": 1.0, "input_scale": 1.0}},
+        {"kind": "Scale", "attributes": {"factor": 1, "shift": "nan"}},
+        {"attributes": nested(500), "kind": "Tanh", "inputs": []},
+        {"shape": [None, 1]},
+        {"shape": [None, 5, 1]},
+        {"shape": []},
+        {"inputs": ["x"], "shape": [None, 10**7]},
+        {"name": "linear"},
+        {"name": ["relu"]},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_lying_descriptions_end_in_one_line(build, he, tmp_path, capsys, changes):
+    network = build(he([3, 5, 2], 1), biases=[np.ones(5), np.ones(2)])
+    graph, arrays = stored(network, tmp_path / "network.npz")
+    relu = next(entry for entry in graph["nodes"] if entry["kind"] == "ReLU")
+    relu.update(changes)
+    if changes.get("inputs") == ["x"]:  # a giant input that an identity matrix would have to follow
+        graph["nodes"] = [{**graph["nodes"][0], "shape": relu["shape"]}, relu]
+        graph["outputs"] = [relu["name"]]
+    path = written(tmp_path / "lie.npz", graph, arrays)
+    digest = "0" * 64
+    with contextlib.suppress(Exception):
+        digest = checker.network_hash(*checker.load_network(path))
+    for bounder in (certify.ClosedForm(), certify.NormProduct()):
+        text = rewritten(certify.lipschitz(network, bounder=bounder), network_hash=digest)
+        status, message = checked(path, text, capsys)
+        assert status in (1, 2)
+        assert message.count("\n") == 1
+        assert message.isprintable() or message.rstrip("\n").isprintable()
+
+
+def test_a_bias_that_is_not_finite_or_does_not_fit_is_refused(build, he, tmp_path, capsys):
+    network = build(he([3, 5, 2], 1), biases=[np.ones(5), np.ones(2)])
+    for bias in (np.full(5, np.nan), np.full(5, np.inf), np.ones(1), np.ones((4, 5))):
+        graph, arrays = stored(network, tmp_path / "network.npz")
+        arrays["parameter:bias_0"] = bias
+        path = written(tmp_path / "bias.npz", graph, arrays)
+        digest = checker.network_hash(*checker.load_network(path))
+        text = rewritten(certify.lipschitz(network), network_hash=digest)
+        assert checked(path, text, capsys)[0] == 1
+
+
+def test_errors_that_are_not_numbers_are_refused():
+    blocks = [np.eye(2), np.eye(2)]
+    errors = [np.zeros((2, 2)), np.full((2, 2), np.nan)]
+    with pytest.raises(checker.Refused, match="not finite"):
+        checker.positive_definite(blocks, errors, [np.zeros((2, 2))], [np.zeros((2, 2))])
 
 
 def test_broken_network_files_are_errors(build, he, tmp_path):

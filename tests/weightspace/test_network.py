@@ -60,6 +60,15 @@ def test_hash_tells_swapped_inputs_apart():
     assert subtract(False).hash != subtract(True).hash
 
 
+def test_hash_counts_inputs_that_nothing_uses():
+    def double(inputs: int) -> Network:
+        builder = NetworkBuilder()
+        values = [builder.input(f"x{i}", (None, 3)) for i in range(inputs)]
+        return builder.build([builder.add(op.Scale(factor=2.0), values[0])])
+
+    assert double(1).hash != double(2).hash
+
+
 def test_hash_is_independent_of_the_order_of_independent_nodes():
     def branches(swapped: bool) -> Network:
         builder = NetworkBuilder()
