@@ -1,9 +1,12 @@
-"""The frame around every solver: check, drop non-finite matrices, scale by an exact power of two, restore."""
+"""The frame around every solver: check, isolate non-finite matrices, scale by an exact power of two, restore, sign."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+PIVOT_SLACK = 2.0**-10
+"""Entries this close to the largest count as equal to it, so that a tie is broken alike on every device."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +31,10 @@ class ScaledMatrices:
         """Fill with NaN what belongs to a matrix that was not finite."""
         return torch.where(_append_axes(self.finite, result), result, torch.nan)
 
+    def info(self) -> Tensor:
+        """0 for a finite matrix and -1 for another one, int32, shape (...)."""
+        return torch.where(self.finite, 0, -1).to(torch.int32)
+
 
 def scale(a: Tensor) -> ScaledMatrices:
     r"""Scale each matrix by its own power of two, which rounds nothing and lifts subnormal entries.
@@ -42,6 +49,18 @@ def scale(a: Tensor) -> ScaledMatrices:
     exponent = torch.frexp(torch.where(finite, largest, 0.0)).exponent
     kept = torch.where(_append_axes(finite, a), a, 0.0)
     return ScaledMatrices(_times_power_of_two(kept, -_append_axes(exponent, a)), exponent, finite)
+
+
+def fix_signs(vectors: Tensor) -> Tensor:
+    """Make the first of the (nearly) largest entries of every column positive; complex phases stay."""
+    if vectors.is_complex():
+        return vectors
+    fixed = vectors.detach()
+    magnitude = fixed.abs()
+    is_pivot = magnitude >= (1 - PIVOT_SLACK) * magnitude.amax(-2, keepdim=True)
+    first = is_pivot.to(torch.uint8).argmax(-2, keepdim=True)
+    negative = torch.take_along_dim(fixed, first, -2) < 0
+    return torch.where(negative, -vectors, vectors)
 
 
 def require_symmetric(a: Tensor, function: str) -> None:

@@ -23,39 +23,26 @@ _this_thread = threading.local()
 T = TypeVar("T")
 
 
-def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
-    parts = _map_over_batch(lapack.eigh, a)
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat([values for values, _ in parts]), torch.cat([vectors for _, vectors in parts])
+def eigh(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    values, vectors, info = zip(*_map_over_batch(lapack.eigh, a), strict=True)
+    return _join(values), _join(vectors), _join(info)
 
 
-def eigvalsh(a: Tensor) -> Tensor:
-    parts = _map_over_batch(lapack.eigvalsh, a)
+def eigvalsh(a: Tensor) -> tuple[Tensor, Tensor]:
+    values, info = zip(*_map_over_batch(lapack.eigvalsh, a), strict=True)
+    return _join(values), _join(info)
+
+
+def _join(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _map_over_batch(solve: Callable[[Tensor], T], a: Tensor) -> list[T]:
-    if _must_run_serially():
+    if getattr(_this_thread, "is_worker", False):
         return [solve(a)]
     threads = torch.get_num_threads()
-    records_gradients = torch.is_grad_enabled()  # a property of the calling thread, so it is handed over
-
-    def solve_chunk(chunk: Tensor) -> T:
-        with torch.set_grad_enabled(records_gradients):
-            return solve(chunk)
-
     chunks = a.tensor_split(min(a.shape[0], _CHUNKS_PER_THREAD * threads))
-    return list(_pool(threads).map(solve_chunk, chunks))
-
-
-def _must_run_serially() -> bool:
-    """Whether this is a worker already, or a tracer or transform that lives in the calling thread only."""
-    return (
-        getattr(_this_thread, "is_worker", False)
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.maybe_current_level() is not None  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    return list(_pool(threads).map(solve, chunks))
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
