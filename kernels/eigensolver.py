@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
-from kernels.dispatch import choose_backend, load_backend
-from kernels.scaling import require_symmetric, scale, widen
-
-# Entries this close to the largest count as equal to it, so that a tie is broken alike on every device.
-_PIVOT_SLACK = 2.0**-10
+from kernels import operators
+from kernels.gradients import GRADIENTS, eigh_jvp, eigh_vjp
+from kernels.scaling import require_symmetric, widen
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +28,11 @@ class Eigh:
         yield self.vectors
 
 
-def eigh(a: Tensor, *, backend: str | None = None) -> Eigh:
+# So that `torch.vmap`, `torch.func` and `torch.compile` see through it.
+pytree.register_dataclass(Eigh)
+
+
+def eigh(a: Tensor, *, backend: str | None = None, check: bool = False, gradient: str = "exact") -> Eigh:
     r"""Decompose symmetric matrices.
 
     $A = V \Lambda V^\top$ with $V^\top V = I$ and ascending $\Lambda$.
@@ -38,52 +43,73 @@ def eigh(a: Tensor, *, backend: str | None = None) -> Eigh:
     is arbitrary. Half types are computed in float32; complex matrices are taken as Hermitian and
     their vectors have the phase torch gives them.
 
-    Gradients are those of `torch.linalg.eigh`: symmetric, and for vectors infinite where
-    eigenvalues repeat. Use a spectral function such as `project_psd` where that matters.
+    Derivatives of every order exist in both modes, also under `torch.func` and `torch.vmap`; what
+    `torch.compile` compiles has first derivatives in reverse mode.
+    The gradient with respect to the whole matrix is the symmetric one, and of a tangent only the symmetric
+    part counts; a matrix that is not finite has gradient zero. Derivatives of vectors have the factors
+    $F_{ij} = 1 / (\lambda_j - \lambda_i)$, infinite where eigenvalues repeat. With the tolerance
+    $\eta = \sqrt{\epsilon} \max|\lambda|$, `gradient` makes them finite:
+
+    * "exact": as they are.
+    * "mask": $F_{ij} = 0$ where $|\lambda_j - \lambda_i| \le \eta$.
+    * "lorentz": $F_{ij} = d / (d^2 + \eta^2)$ with $d = \lambda_j - \lambda_i$.
+
+    **The last two are wrong, though finite, for losses that weigh vectors by a function of repeated
+    eigenvalues**, such as $\mathrm{tr}(C \exp A)$: there the numerator vanishes with the gap, and what is
+    dropped is $f'$. Use `spectral_function`, which is exact. They are right for projectors onto whole
+    clusters. Nothing warns at run time: to tell the cases apart, the gradient would have to wait for the device.
 
     Args:
         a: $A$, shape (..., n, n), any strides, n and the batch may be 0. It is not changed.
         backend: a name from `available_backends()`; None chooses (see `kernels.dispatch`).
+        check: raise if a matrix is not finite or not decomposed. This waits for the device, and is not
+            for code that `torch.compile` or `torch.vmap` runs.
+        gradient: "exact", "mask" or "lorentz", as above; complex matrices have the gradients of torch.
     Returns:
         Eigh with values (..., n), ascending, and contiguous vectors (..., n, n), in the dtype of `a`.
     Raises:
-        ValueError: `a` is not (..., n, n), has an integer dtype, or the backend is unknown.
+        ValueError: `a` is not (..., n, n), has an integer dtype, or the backend or gradient is unknown.
         TypeError: `a` is not a tensor.
-        torch.linalg.LinAlgError: LAPACK did not converge.
-    Source: LAPACK `syevd` through torch; scaling as in LAPACK `dsyevd`, by powers of two only.
+        torch.linalg.LinAlgError: with `check`, naming the first matrices that failed and why.
+    Source: scaling as in LAPACK `dsyevd`, by powers of two only.
     """
     require_symmetric(a, "eigh")
-    solver = load_backend(choose_backend(a, backend))
-    if a.numel() == 0:
-        return Eigh(a.real.sum(-1), a.clone(memory_format=torch.contiguous_format))
-    scaled = scale(widen(a))
-    values, vectors = solver.eigh(_flatten_batch(scaled.matrices))
-    values = scaled.restore(values.reshape(a.shape[:-1]))
-    vectors = scaled.mark(_fix_signs(vectors).reshape(a.shape))
-    return Eigh(values.to(a.real.dtype), vectors.to(a.dtype).contiguous())
+    if gradient not in GRADIENTS:
+        raise ValueError(f"`eigh` has the gradients {GRADIENTS}; gradient = {gradient!r}: pass one of them")
+    wide = widen(a)
+    values, vectors, info = _decompose(wide, backend, gradient)
+    if check:
+        operators.raise_failures(info, "eigh")
+    if wide is a:
+        return Eigh(values, vectors)
+    return Eigh(values.to(a.dtype), vectors.to(a.dtype))
 
 
-def eigvalsh(a: Tensor, *, backend: str | None = None) -> Tensor:
+def eigvalsh(a: Tensor, *, backend: str | None = None, check: bool = False) -> Tensor:
     r"""Compute the eigenvalues of symmetric matrices, ascending: $\det(A - \lambda_i I) = 0$.
 
-    Reads, scales and refuses as `eigh` does.
+    Reads, scales and refuses as `eigh` does. The gradient is $V \mathrm{diag}(g) V^\top$, finite also at repeated
+    eigenvalues; second derivatives need distinct ones. Where a derivative may be asked for, the values come
+    from `eigh`, and may differ in the last bits.
 
     Args:
         a: $A$, shape (..., n, n).
         backend: a name from `available_backends()`; None chooses.
+        check: as in `eigh`.
     Returns:
         Shape (..., n), ascending, real, in the precision of `a`.
     Raises:
         ValueError, TypeError, torch.linalg.LinAlgError: as `eigh`.
-    Source: LAPACK `syevd` through torch.
     """
     require_symmetric(a, "eigvalsh")
-    solver = load_backend(choose_backend(a, backend))
-    if a.numel() == 0:
-        return a.real.sum(-1)
-    scaled = scale(widen(a))
-    values = solver.eigvalsh(_flatten_batch(scaled.matrices))
-    return scaled.restore(values.reshape(a.shape[:-1])).to(a.real.dtype)
+    wide = widen(a)
+    if operators.needs_derivative(wide):
+        values, _, info = _decompose(wide, backend, "exact")
+    else:
+        values, info = operators.eigvalsh(wide, backend)
+    if check:
+        operators.raise_failures(info, "eigvalsh")
+    return values if wide is a else values.to(a.dtype)
 
 
 def top_eigh(a: Tensor, k: int, *, by: str = "magnitude", backend: str | None = None) -> Eigh:
@@ -102,7 +128,7 @@ def top_eigh(a: Tensor, k: int, *, by: str = "magnitude", backend: str | None = 
         Eigh with values (..., k) and contiguous vectors (..., n, k).
     Raises:
         ValueError: `k` is not in 0..n, `by` is unknown; otherwise as `eigh`.
-        TypeError, torch.linalg.LinAlgError: as `eigh`.
+        TypeError: as `eigh`.
     Source: Eckart and Young (1936), Mirsky (1960). All n pairs are computed and k kept.
     """
     require_symmetric(a, "top_eigh")
@@ -119,17 +145,51 @@ def top_eigh(a: Tensor, k: int, *, by: str = "magnitude", backend: str | None = 
     )
 
 
-def _fix_signs(vectors: Tensor) -> Tensor:
-    """Make the first of the (nearly) largest entries of every column positive; complex phases stay."""
-    if vectors.is_complex():
-        return vectors
-    fixed = vectors.detach()
-    magnitude = fixed.abs()
-    is_pivot = magnitude >= (1 - _PIVOT_SLACK) * magnitude.amax(-2, keepdim=True)
-    first = is_pivot.to(torch.uint8).argmax(-2, keepdim=True)
-    negative = torch.take_along_dim(fixed, first, -2) < 0
-    return torch.where(negative, -vectors, vectors)
+def _decompose(a: Tensor, backend: str | None, gradient: str) -> tuple[Tensor, Tensor, Tensor]:
+    if a.is_complex():
+        return operators.solve_eigh(a, backend)  # torch's own operations, with torch's derivatives
+    if not operators.needs_derivative(a):
+        return operators.eigh(a, backend)
+    function = _EighReverse if torch.compiler.is_compiling() else _Eigh
+    return function.apply(operators.traceable(a), backend, gradient)  # pyright: ignore[reportReturnType]
 
 
-def _flatten_batch(a: Tensor) -> Tensor:
-    return a.reshape(a.shape[:-2].numel(), *a.shape[-2:])
+class _EighReverse(torch.autograd.Function):
+    """The eigenpairs with info, in reverse mode. Derivatives of the derivative go through the saved outputs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, backend: str | None, gradient: str) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # Detached, since an operator with a registered derivative refuses `torch.func`.
+        return operators.eigh(a.detach(), backend)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.gradient = inputs[2]
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, by_values: Tensor | None, by_vectors: Tensor | None, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        values, vectors, info = ctx.saved_tensors
+        return eigh_vjp(values, vectors, info, by_values, by_vectors, ctx.gradient), None, None
+
+
+class _Eigh(_EighReverse):
+    """With forward mode, which Dynamo does not trace."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _EighReverse.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        values, vectors, info = ctx.saved_tensors
+        # Forward mode is off in here, and with it an outer level of forward mode.
+        with forward_ad._set_fwd_grad_enabled(True):
+            return *eigh_jvp(values, vectors, info, tangent, ctx.gradient), None

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import kernels
+from kernels import factored
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
@@ -42,10 +43,24 @@ def assert_same_decomposition(left, right, weights):
 
 @dtypes
 @pytest.mark.parametrize(
-    ("hidden", "size"), [(1, 1), (1, 2), (1, 9), (3, 20), (7, 15), (8, 15), (8, 16), (30, 9)]
+    ("hidden", "size"), [(1, 1), (1, 2), (1, 9), (3, 20), (7, 15), (8, 15), (8, 16), (30, 9), (5, 90)]
 )
-def test_agrees_with_dense(hidden, size, dtype):
-    assert_same_decomposition(*random_factors(hidden, size, dtype=dtype))
+@pytest.mark.parametrize("directions", [1, 40])
+def test_agrees_with_dense(hidden, size, directions, dtype):
+    assert_same_decomposition(*random_factors(hidden, size, directions, dtype=dtype))
+
+
+@dtypes
+@pytest.mark.parametrize(("hidden", "size"), [(3, 20), (10, 60)])
+def test_both_ways_give_the_same_pairs(hidden, size, dtype, monkeypatch):
+    factors = random_factors(hidden, size, dtype=dtype)
+    results = []
+    for pays in (True, False):
+        monkeypatch.setattr(factored, "_reduction_pays", lambda *_, pays=pays: pays)
+        assert_same_decomposition(*factors)
+        results.append(kernels.eigh_factored(*factors))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-3 if dtype == torch.float32 else 1e-10)
 
 
 @dtypes

@@ -1,4 +1,4 @@
-"""Laws of functions of symmetric matrices: the projection onto the positive semidefinite cone."""
+"""Laws of functions of symmetric matrices, first of all of the projection onto the positive semidefinite cone."""
 
 import math
 
@@ -83,10 +83,10 @@ def test_projection_of_any_shape_is_nearest(batch, n, shift, dtype, backend):
 def test_projections_mixed_in_a_batch(backend, dtype):
     spectra = [SPECTRA[name] for name in SPECTRA if len(SPECTRA[name]) == 5]
     a = torch.stack([from_spectrum(values, dtype) for values in spectra])
-    assert torch.equal(
-        kernels.project_psd(a, backend="torch"), torch.stack([kernels.project_psd(x) for x in a])
-    )
-    assert_nearest(a, kernels.project_psd(a, backend=backend))
+    projected = kernels.project_psd(a, backend=backend)
+    assert_nearest(a, projected)
+    alone = torch.stack([kernels.project_psd(x, backend=backend) for x in a])
+    assert torch.equal(projected, alone)
 
 
 @dtypes
@@ -171,7 +171,90 @@ def test_half_types(dtype):
     assert a.grad.dtype == dtype
 
 
+FUNCTIONS = {
+    "sqrt": (torch.sqrt, True),
+    "inv_sqrt": (torch.rsqrt, True),
+    "inverse": (torch.reciprocal, False),
+    "log": (torch.log, True),
+    "exp": (torch.exp, False),
+    "abs": (torch.abs, False),
+    "sign": (torch.sign, False),
+    "positive_part": (torch.relu, False),
+}
+
+
+@dtypes
+@backends
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_spectral_functions_map_the_eigenvalues(name, backend, dtype):
+    f, positive = FUNCTIONS[name]
+    spectra = [[1.0, 2.0, 3.0], [0.5, 0.5, 2.0]] + ([] if positive else [[-1.0, 1.0, 1.0], [-2.0, -2.0, 0.5]])
+    a = torch.stack([from_spectrum(values, dtype, seed) for seed, values in enumerate(spectra)])
+    for function in (name, f):
+        result = kernels.spectral_function(a, function, backend=backend)
+        assert result.dtype == dtype
+        assert torch.equal(result, result.mT)
+        wide = a.double()
+        mapped = f(torch.tensor(spectra, dtype=torch.float64)).sort(-1).values
+        scale = mapped.abs().amax() * 100 * torch.finfo(dtype).eps
+        assert (torch.linalg.eigvalsh(result.double()) - mapped).abs().max() <= scale
+        commutator = result.double() @ wide - wide @ result.double()
+        assert commutator.abs().max() <= scale * 5
+
+
+@dtypes
+def test_spectral_functions_obey_their_equations(dtype):
+    a = from_spectrum([0.3, 1.0, 1.0, 2.5], dtype)
+    eye = torch.eye(4, dtype=dtype)
+
+    def apply(x, f):
+        return kernels.spectral_function(x, f)
+
+    def close(x, y):
+        torch.testing.assert_close(x, y, rtol=0, atol=200 * torch.finfo(dtype).eps)
+
+    close(apply(a, "sqrt") @ apply(a, "sqrt"), a)
+    close(apply(a, "inv_sqrt") @ a @ apply(a, "inv_sqrt"), eye)
+    close(apply(a, "inverse") @ a, eye)
+    close(apply(apply(a, "log"), "exp"), a)
+    close(apply(a - eye, "sign") @ apply(a - eye, "abs"), a - eye)
+    close(apply(a, "exp"), torch.linalg.matrix_exp(a))
+    assert torch.equal(apply(a - eye, "positive_part"), kernels.project_psd(a - eye))
+
+
+@dtypes
+def test_root_of_a_singular_matrix(dtype):
+    factor = torch.randn(20, 6, 2, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    gram = factor @ factor.mT
+    root = kernels.spectral_function(gram, "sqrt")
+    torch.testing.assert_close(root @ root, gram, rtol=0, atol=1000 * torch.finfo(dtype).eps)
+    assert kernels.spectral_function(from_spectrum([1.0, -1.0], dtype), "sqrt").isnan().all()
+
+
+def test_spectral_functions_of_hermitian_matrices():
+    a = torch.randn(2, 3, 3, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    a = ((a + a.mH) / 2).requires_grad_()
+    torch.testing.assert_close(kernels.spectral_function(a, "exp"), torch.linalg.matrix_exp(a))
+    for f in ("exp", torch.sin):
+        function = lambda x, f=f: kernels.spectral_function((x + x.mH) / 2, f)  # noqa: E731
+        assert torch.autograd.gradcheck(function, a)
+        assert torch.autograd.gradgradcheck(function, a)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3, 3), (2, 0, 0), (1, 1)])
+def test_spectral_functions_of_any_shape(shape):
+    for f in ("exp", "sqrt", "positive_part", torch.cos):
+        a = torch.ones(shape, requires_grad=True)
+        result = kernels.spectral_function(a, f)
+        assert result.shape == shape
+        result.sum().backward()
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match=r"'cosh'.*callable"):
+        kernels.spectral_function(torch.eye(2), "cosh")
+    with pytest.raises(ValueError, match=r"elementwise.*\(2,\).*\(\)"):
+        kernels.spectral_function(torch.eye(2), torch.sum)
     with pytest.raises(ValueError, match=r"`project_psd`.*\(2, 3\)"):
         kernels.project_psd(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="'abacus'"):
