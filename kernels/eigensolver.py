@@ -43,6 +43,10 @@ def eigh(a: Tensor, *, backend: str | None = None, check: bool = False, gradient
     is arbitrary. Half types are computed in float32; complex matrices are taken as Hermitian and
     their vectors have the phase torch gives them.
 
+    On the CPU, many small matrices go to our own solver: Householder tridiagonalization and implicit QL, one matrix
+    per lane of a vector register. There a matrix has the same bits wherever it stands in a batch, whatever its
+    neighbors and however many threads work; for n up to 16 also whatever the batch size.
+
     Derivatives of every order exist in both modes, also under `torch.func` and `torch.vmap`; what
     `torch.compile` compiles has first derivatives in reverse mode.
     The gradient with respect to the whole matrix is the symmetric one, and of a tangent only the symmetric
@@ -71,7 +75,8 @@ def eigh(a: Tensor, *, backend: str | None = None, check: bool = False, gradient
         ValueError: `a` is not (..., n, n), has an integer dtype, or the backend or gradient is unknown.
         TypeError: `a` is not a tensor.
         torch.linalg.LinAlgError: with `check`, naming the first matrices that failed and why.
-    Source: scaling as in LAPACK `dsyevd`, by powers of two only.
+    Source: Golub and Van Loan, Matrix Computations (4th ed.), algorithms 8.3.1 to 8.3.3; scaling as in LAPACK
+        `dsyevd`, by powers of two only.
     """
     require_symmetric(a, "eigh")
     if gradient not in GRADIENTS:
