@@ -11,6 +11,8 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor
 
+from kernels._backends import cuda_table
+
 FORCING_VARIABLE = "WEIGHTSPACE_EIGH_BACKEND"
 """Environment variable that names the backend for every call that names none itself."""
 
@@ -85,6 +87,20 @@ def _threads_pay(batch: int, n: int, vectors: bool, threads: int) -> bool:
     return threads > 1 and batch >= 2 * threads and batch * n**3 >= 2**22
 
 
+def _cuda(name: str, largest: int | None) -> Backend:
+    # Chosen where the table of measurements says so, see `_best`.
+    module = f"kernels._backends.{name}"
+    return Backend(
+        name,
+        module,
+        ("cuda",),
+        (torch.float32, torch.float64),
+        lambda batch, n, vectors, threads: False,
+        largest=largest,
+        exists=lambda: torch.cuda.is_available() and import_module(module).exist(),
+    )
+
+
 _BACKENDS = (
     Backend(
         "simd",
@@ -95,14 +111,16 @@ _BACKENDS = (
         exists=_simd_exists,
     ),
     Backend("threaded", "kernels._backends.threaded", ("cpu",), (), _threads_pay),
+    _cuda("jacobi_cuda", 32),
+    _cuda("householder_cuda", 128),
+    _cuda("cusolver", None),
     Backend("torch", "kernels._backends.lapack", (), (), lambda batch, n, vectors, threads: True),
 )
 
 
-@cache
 def available_backends() -> tuple[str, ...]:
     """Names of the eigensolver backends that run on this machine, in order of preference."""
-    return tuple(backend.name for backend in _BACKENDS if backend.exists())
+    return tuple(row.name for row in _BACKENDS if _exists(row))
 
 
 def choose_backend(a: Tensor, backend: str | None = None, *, vectors: bool = True) -> str:
@@ -121,7 +139,7 @@ def choose_backend(a: Tensor, backend: str | None = None, *, vectors: bool = Tru
         name, asked_by = os.environ.get(FORCING_VARIABLE) or None, f"environment variable {FORCING_VARIABLE}"
     *batch, n, _ = a.shape
     if name is None:
-        return _best(a.device.type, a.dtype, math.prod(batch), n, vectors, torch.get_num_threads())
+        return _best(a.device, a.dtype, math.prod(batch), n, vectors, torch.get_num_threads())
     candidates = [row.name for row in _candidates(a.device.type, a.dtype, n)]
     if name not in candidates:
         raise ValueError(
@@ -132,20 +150,31 @@ def choose_backend(a: Tensor, backend: str | None = None, *, vectors: bool = Tru
 
 
 @lru_cache(maxsize=1024)  # the question comes with every call
-def _best(device: str, dtype: torch.dtype, batch: int, n: int, vectors: bool, threads: int) -> str:
-    return next(row.name for row in _candidates(device, dtype, n) if row.pays(batch, n, vectors, threads))
+def _best(device: torch.device, dtype: torch.dtype, batch: int, n: int, vectors: bool, threads: int) -> str:
+    candidates = _candidates(device.type, dtype, n)
+    if device.type == "cuda":
+        gpu = torch.cuda.get_device_name(device)
+        fastest = cuda_table.find_fastest(gpu, dtype, n, batch=batch, vectors=vectors)
+        if fastest is not None and fastest in (row.name for row in candidates):
+            return fastest
+    return next(row.name for row in candidates if row.pays(batch, n, vectors, threads))
 
 
 def _candidates(device: str, dtype: torch.dtype, n: int) -> list[Backend]:
-    """The rows that exist and can solve such matrices."""
+    """The rows that can solve such matrices here."""
     return [
         row
         for row in _BACKENDS
-        if row.name in available_backends()
-        and device in (row.devices or (device,))
+        if device in (row.devices or (device,))
         and dtype in (row.dtypes or (dtype,))
         and n <= (row.largest or n)
+        and _exists(row)
     ]
+
+
+@cache
+def _exists(row: Backend) -> bool:
+    return row.exists()
 
 
 @cache

@@ -29,21 +29,21 @@ def eigvalsh(a: Tensor) -> tuple[Tensor, Tensor]:
 
 def project_psd(a: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest positive semidefinite matrices and info; no eigenvector leaves the caches."""
-    projection = a.new_empty(a.shape)
+    projection = torch.empty(a.shape, dtype=a.dtype)
     info, _ = run(_best(), a, projection=projection)
     return projection, info
 
 
 def solve(a: Tensor, instruction_set: str) -> tuple[Tensor, Tensor, Tensor]:
     """`eigh` with one of `instruction_sets()`."""
-    values, vectors = a.new_empty(a.shape[:-1]), a.new_empty(a.shape)
+    values, vectors = torch.empty(a.shape[:-1], dtype=a.dtype), torch.empty(a.shape, dtype=a.dtype)
     info, _ = run(_library(instruction_set), a, values, vectors)
     return values, vectors, info
 
 
 def solve_values(a: Tensor, instruction_set: str) -> tuple[Tensor, Tensor]:
     """`eigvalsh` with one of `instruction_sets()`."""
-    values = a.new_empty(a.shape[:-1])
+    values = torch.empty(a.shape[:-1], dtype=a.dtype)
     info, _ = run(_library(instruction_set), a, values)
     return values, info
 
@@ -129,6 +129,7 @@ def run(
 ) -> tuple[Tensor, int]:
     """Fill the tensors that are given, contiguous and shaped like the results; return info and the number of sweeps."""
     batch, n, _ = a.shape
+    a = a.resolve_neg()  # a view may store the negative of what it stands for
     info = torch.empty(batch, dtype=torch.int32)
     # ctypes gives up the interpreter lock for the duration of the call.
     sweeps = library.eigh[a.dtype](

@@ -137,6 +137,11 @@ def test_any_strides_and_the_lower_triangle_alone(dtype, instruction_set):
         assert torch.equal(some_vectors, vectors), name
         assert some_vectors.is_contiguous()
         assert torch.equal(a.nan_to_num(7.0), before.nan_to_num(7.0)), name
+    negated = (
+        torch.complex(torch.zeros_like(garbage), -garbage).conj().imag
+    )  # a view with torch's negative bit
+    assert negated.is_neg()
+    assert torch.equal(simd.solve(negated, instruction_set)[1], vectors)
     expanded = plain[:1].expand(20, 6, 6)
     assert torch.equal(simd.solve(expanded, instruction_set)[1], vectors[:1].expand(20, 6, 6))
 
