@@ -99,6 +99,34 @@ def solve(
     return values, matrices, info
 
 
+@dataclass(frozen=True)
+class KernelSolver:
+    """The functions of a backend, see `kernels.dispatch.Solver` and `Projector`, for a way to plan its launches."""
+
+    plan: Callable[[Tensor, str], Launch]
+    """The launch for a batch (batch, n, n) and a key of `RESULTS`."""
+
+    def eigh(self, a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, vectors and info."""
+        return solve(a, self.plan(a, "vectors"), launcher)
+
+    def eigvalsh(self, a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor]:
+        """The values of `eigh` by the same rotations, and info."""
+        values, _, info = solve(a, self.plan(a, "values"), launcher)
+        return values, info
+
+    def project_psd(self, a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor]:
+        """The projection onto the positive semidefinite cone, and info; no eigenvectors are written."""
+        _, projection, info = solve(a, self.plan(a, "projection"), launcher)
+        return projection, info
+
+    def count_sweeps(self, a: Tensor, launcher: Launcher | None = None) -> Tensor:
+        """The sweeps that `eigh` spends on each matrix, shape (batch,)."""
+        sweeps = a.new_zeros(a.shape[:1], dtype=torch.int32)
+        solve(a, self.plan(a, "vectors"), launcher, sweeps=sweeps)
+        return sweeps
+
+
 def scalar_name(a: Tensor) -> str:
     """The C type of float32 or float64."""
     return {torch.float32: "float", torch.float64: "double"}[a.dtype]

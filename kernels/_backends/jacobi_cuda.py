@@ -1,36 +1,11 @@
 """Jacobi's method in registers, for many symmetric matrices of size n <= 32 on a GPU: cuda/jacobi.cu."""
 
-import torch
 from torch import Tensor
 
-from kernels._backends.cuda_kernels import Launch, Launcher, Program, exist as exist, scalar_name, solve
+from kernels._backends.cuda_kernels import KernelSolver, Launch, Program, exist as exist, scalar_name
 
 LARGEST = 32
 THREADS = 128
-
-
-def eigh(a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """One rotation (n = 2), four cyclic sweeps (n = 3) or sweeps of disjoint pairs until nothing is left (n > 3)."""
-    return solve(a, plan(a, "vectors"), launcher)
-
-
-def eigvalsh(a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor]:
-    """The values of `eigh` by the same rotations."""
-    values, _, info = solve(a, plan(a, "values"), launcher)
-    return values, info
-
-
-def project_psd(a: Tensor, launcher: Launcher | None = None) -> tuple[Tensor, Tensor]:
-    """The projection (batch, n, n) onto the positive semidefinite cone, and info; no eigenvectors are written."""
-    _, projection, info = solve(a, plan(a, "projection"), launcher)
-    return projection, info
-
-
-def count_sweeps(a: Tensor, launcher: Launcher | None = None) -> Tensor:
-    """The sweeps that `eigh` spends on each matrix, shape (batch,)."""
-    sweeps = a.new_zeros(a.shape[:1], dtype=torch.int32)
-    solve(a, plan(a, "vectors"), launcher, sweeps=sweeps)
-    return sweeps
 
 
 def plan(a: Tensor, result: str) -> Launch:
@@ -49,3 +24,8 @@ def plan(a: Tensor, result: str) -> Launch:
         shared = THREADS * (lanes + 1)
     program = Program("jacobi.cu", scalar_name(a), lanes, result)
     return Launch(program, -(-batch // per_block), THREADS, shared * a.element_size())
+
+
+_solver = KernelSolver(plan)
+eigh, eigvalsh, project_psd = _solver.eigh, _solver.eigvalsh, _solver.project_psd
+count_sweeps = _solver.count_sweeps
