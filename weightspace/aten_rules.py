@@ -216,6 +216,14 @@ def _householder(reader: AtenReader, x, weight, axis):
     return reader.add(op.Householder(weight=weight.name, axis=reader.axis(x, axis)), x)
 
 
+@_rule("implicit")
+def _implicit(reader: AtenReader, x, weight, input_weight, bias, activation, negative_slope):
+    names = _weights(reader, weight=weight, input_weight=input_weight, bias=bias)
+    if names is None:
+        return NotImplemented
+    return reader.add(op.Implicit(activation=activation, negative_slope=float(negative_slope), **names), x)
+
+
 def _softmax_rule(logarithm: bool) -> Rule:
     def rule(reader: AtenReader, self, dim, dtype=None, half_to_float=False):
         if half_to_float or dtype not in (None, reader.dtype(self)):

@@ -35,3 +35,7 @@ class OutputError(WeightspaceError):
 
 class MissingDependencyError(WeightspaceError, ImportError):
     """An optional package is needed; the message gives the install command."""
+
+
+class ConvergenceError(WeightspaceError, ArithmeticError):
+    """An iteration did not reach its tolerance; the message has the residual and what makes it converge."""

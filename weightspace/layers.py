@@ -1,4 +1,4 @@
-"""Modules that several packages must build and recognize: MaxMin, GroupSort, Householder, Bilinear.
+"""Modules that several packages must build and recognize: MaxMin, GroupSort, Householder, Implicit, Bilinear.
 
 The nonlinearities are registered as operators of their own (`torch.ops.weightspace`), so that a traced or
 exported network keeps them as one operation instead of a dozen sorts and views.
@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from weightspace.equilibrium import implicit as implicit, require_implicit_activation
 from weightspace.errors import ShapeError
 
 _LIBRARY = torch.library.Library("weightspace", "DEF")
@@ -18,16 +19,35 @@ _LIBRARY.define("group_sort(Tensor x, int group_size, int axis) -> Tensor")
 _LIBRARY.define("householder(Tensor x, Tensor weight, int axis) -> Tensor")
 
 
+def _split(x: Tensor, groups: int, axis: int) -> tuple[Tensor, int]:
+    """Bring the channels to the end and split them into (groups, n); also the axis they came from."""
+    # Counted from the front, since the older ONNX exporter writes negative axes of movedim down wrongly. The last axis
+    # is moved too: it keeps exporters from merging the reshapes of neighboring layers, which readers then recognize.
+    axis %= x.ndim
+    return x.movedim(axis, x.ndim - 1).unflatten(x.ndim - 1, (groups, x.shape[axis] // groups)), axis
+
+
+def _join(groups: Tensor, axis: int) -> Tensor:
+    """Undo `_split`."""
+    last = groups.ndim - 2
+    return groups.flatten(last).movedim(last, axis)
+
+
 def _group_sort(x: Tensor, group_size: int, axis: int) -> Tensor:
-    groups = x.movedim(axis, -1).unflatten(-1, (-1, group_size))
-    return groups.sort(-1).values.flatten(-2).movedim(-1, axis)
+    groups, axis = _split(x, x.shape[axis] // group_size, axis)
+    return _join(groups.sort(-1).values, axis)
 
 
 def _householder(x: Tensor, weight: Tensor, axis: int) -> Tensor:
     direction = weight / weight.norm(dim=-1, keepdim=True)
-    groups = x.movedim(axis, -1).unflatten(-1, tuple(weight.shape))
+    groups, axis = _split(x, weight.shape[0], axis)
     along = (groups * direction).sum(-1, keepdim=True)
-    return (groups + (along.abs() - along) * direction).flatten(-2).movedim(-1, axis)
+    return _join(groups + (along.abs() - along) * direction, axis)
+
+
+def _is_torchscript() -> bool:
+    """Whether `torch.jit.trace`, and with it the older ONNX exporter, is looking: it knows plain operators only."""
+    return torch._C._get_tracing_state() is not None
 
 
 _LIBRARY.impl("group_sort", _group_sort, "CompositeImplicitAutograd")
@@ -47,6 +67,8 @@ def group_sort(x: Tensor, group_size: int = 2, axis: int = 1) -> Tensor:
         raise ShapeError(
             f"group_sort needs channels divisible by group_size={group_size}; got {x.shape[axis]}"
         )
+    if _is_torchscript():
+        return _group_sort(x, group_size, axis)
     return torch.ops.weightspace.group_sort(x, group_size, axis)
 
 
@@ -64,6 +86,8 @@ def householder(x: Tensor, weight: Tensor, axis: int = 1) -> Tensor:
         raise ShapeError(
             f"householder needs {weight.numel()} channels for weight {tuple(weight.shape)}; got {x.shape[axis]}"
         )
+    if _is_torchscript():
+        return _householder(x, weight, axis)
     return torch.ops.weightspace.householder(x, weight, axis)
 
 
@@ -106,6 +130,46 @@ class Householder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return householder(x, self.weight, self.axis)
+
+
+class Implicit(nn.Module):
+    r"""Implicit (deep equilibrium) layer, $z = \varphi(W z + U x + b)$; see `implicit`.
+
+    `weight` is W (features, features), drawn with spectral norm 1/2, `input_weight` U (features, in_features),
+    `bias` b (features,) or None. Training may leave the well-posed weights; the forward pass then raises.
+
+    Args:
+        activation: "ReLU", "LeakyReLU", "Tanh", "Sigmoid" or "Absolute"; `negative_slope` is LeakyReLU's.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        features: int,
+        activation: str = "ReLU",
+        negative_slope: float = 0.01,
+        *,
+        bias: bool = True,
+    ):
+        super().__init__()
+        require_implicit_activation(activation)
+        self.activation, self.negative_slope = activation, negative_slope
+        weight = torch.randn(features, features)
+        bound = 1 / math.sqrt(in_features)
+        self.weight = nn.Parameter(weight / (2 * torch.linalg.matrix_norm(weight, 2)))
+        self.input_weight = nn.Parameter(torch.empty(features, in_features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(features).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return implicit(
+            x, self.weight, self.input_weight, self.bias,
+            activation=self.activation, negative_slope=self.negative_slope,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        features, in_features = self.input_weight.shape
+        slope = f", negative_slope={self.negative_slope}" if self.activation == "LeakyReLU" else ""
+        return f"{in_features}, {features}, activation={self.activation!r}{slope}"
 
 
 class Bilinear(nn.Module):

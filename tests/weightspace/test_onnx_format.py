@@ -15,7 +15,9 @@ from onnx import TensorProto, ValueInfoProto, helper, numpy_helper
 from torch import nn
 
 from weightspace.errors import ArchitectureError, CheckpointError, UnsupportedOperationError
+from weightspace.layers import GroupSort, Householder, MaxMin
 from weightspace.onnx_format import read_onnx
+from weightspace.tracing import trace
 
 onnxruntime.set_default_logger_severity(4)
 
@@ -169,6 +171,14 @@ MODULES = {
         ),
         (6,),
     ),
+    "groups of units": (
+        lambda: nn.Sequential(nn.Linear(4, 12), MaxMin(), nn.Linear(12, 12), GroupSort(3), Householder(12, 4)),
+        (4,),
+    ),
+    "groups of channels": (
+        lambda: nn.Sequential(nn.Conv2d(2, 6, 3), MaxMin(), nn.ReLU(), Householder(6, 3), MaxMin(-1)),
+        (2, 6, 8),
+    ),
     "reshaping": (Reshaping, (2, 3, 4)),
 }  # fmt: skip
 
@@ -204,6 +214,11 @@ def test_exported_module(name, exporter, tmp_path):
     with torch.no_grad():
         expected, found = module(example), network.to_module()(example)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if "groups" in name:
+        traced = trace(module, example)
+        assert [node.operation.kind for node in network.nodes] == [
+            node.operation.kind for node in traced.nodes
+        ]
     if name == "mlp":
         assert network.parameters.keys() == module.state_dict().keys()
 

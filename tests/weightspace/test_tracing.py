@@ -10,7 +10,7 @@ from torch import nn
 from weightspace.aten import AtenReader, Call
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import ArchitectureError, CheckpointError, WeightspaceError
-from weightspace.layers import Bilinear, BilinearMLP, GroupSort, Householder, MaxMin
+from weightspace.layers import Bilinear, BilinearMLP, GroupSort, Householder, Implicit, MaxMin
 from weightspace.pt2_format import read_pt2
 from weightspace.tracing import trace
 
@@ -116,6 +116,10 @@ MODULES = {
         lambda: nn.Sequential(nn.Linear(4, 12), MaxMin(), GroupSort(3), Householder(12, 4), nn.Linear(12, 2)),
         (4,),
     ),
+    "implicit": (
+        lambda: nn.Sequential(nn.Linear(4, 5), Implicit(5, 6, "LeakyReLU", 0.2), Implicit(6, 3, "Tanh", bias=False)),
+        (4,),
+    ),
     "conv 1d": (
         lambda: nn.Sequential(
             nn.Conv1d(2, 6, 3, padding="same", dilation=2), nn.PReLU(6), nn.GroupNorm(3, 6), nn.AvgPool1d(2),
@@ -150,7 +154,9 @@ def test_traced_network_computes_the_same(name, dtype, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.lstm")
-@pytest.mark.parametrize("name", ["mlp", "residual", "gated", "bilinear", "norm-preserving", "lstm"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "residual", "gated", "bilinear", "norm-preserving", "implicit", "lstm"]
+)
 def test_exported_program_reads_as_the_traced_network(name, tmp_path):
     make, shape = MODULES[name]
     module = make().eval()

@@ -4,12 +4,13 @@ A rule returns NotImplemented, or raises NotConstantError, for a form it does no
 opaque. Rules are grouped by theme as `weightspace.operations` is.
 """
 
-from weightspace.onnx_rules import activations, affine, arithmetic, normalization, pooling, shaping
+from weightspace.onnx_rules import activations, affine, arithmetic, grouping, normalization, pooling, shaping
 
 RULES = {
     **affine.RULES,
     **activations.RULES,
     **arithmetic.RULES,
+    **grouping.RULES,
     **normalization.RULES,
     **pooling.RULES,
     **shaping.RULES,

@@ -11,6 +11,7 @@ from weightspace import operations as op
 from weightspace.aten import NotStaticError
 from weightspace.errors import ArchitectureError
 from weightspace.onnx_reader import OnnxReader
+from weightspace.onnx_rules.grouping import ungrouped, unpermuted
 from weightspace.onnx_rules.registry import Rule, registrar
 from weightspace.onnx_values import Known, Sizes
 
@@ -82,6 +83,9 @@ def _reshaped(reader: OnnxReader, x: Any, first: tuple[int, ...], second: tuple[
     own = reader.sizes(x)
     if (first, second) == own:
         return x
+    fused = ungrouped(reader, x, (first, second))
+    if fused is not None:
+        return fused
     if len(first) == 2 < len(own[0]) and (first[0], second[0]) == (own[0][0], own[1][0]):
         return reader.add(op.Flatten(start=1), x)
     target = tuple(a if a == b else -1 for a, b in zip(first, second, strict=True))
@@ -102,7 +106,10 @@ def _flatten(reader: OnnxReader, x, *, axis=1):
 def _transpose(reader: OnnxReader, x, *, perm=None):
     rank = len(reader.shape(x))
     axes = tuple(perm) if perm else tuple(reversed(range(rank)))
-    return x if axes == tuple(range(rank)) else reader.add(op.Permute(axes=axes), x)
+    if axes == tuple(range(rank)):
+        return x
+    fused = unpermuted(reader, x, axes)
+    return reader.add(op.Permute(axes=axes), x) if fused is None else fused
 
 
 @_rule("Squeeze")
