@@ -9,12 +9,15 @@ if TYPE_CHECKING:
         LipSDP as LipSDP,
         NormProduct as NormProduct,
         lipschitz as lipschitz,
+        lipschitz_many as lipschitz_many,
     )
     from certify.certificate import Certificate as Certificate
     from certify.checking import CheckResult as CheckResult, check as check
+    from certify.regions import Box as Box
     from weightspace.layers import GroupSort as GroupSort, Householder as Householder, MaxMin as MaxMin
 
 _EXPORTS = {
+    "Box": "certify.regions",
     "Certificate": "certify.certificate",
     "CheckResult": "certify.checking",
     "ClosedForm": "certify.bounders",
@@ -25,6 +28,7 @@ _EXPORTS = {
     "NormProduct": "certify.bounders",
     "check": "certify.checking",
     "lipschitz": "certify.bounders",
+    "lipschitz_many": "certify.bounders",
 }
 __all__ = list(_EXPORTS)
 

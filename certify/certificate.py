@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from certify import checker
+from certify.regions import Box
 from weightspace.errors import CheckpointError
 
 
@@ -23,6 +24,23 @@ class Status(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Proof:
+    """The numbers that make one matrix inequality M(rho, multipliers) >= 0 hold; see `certify/checker.py`.
+
+    Attributes:
+        rho: the square of the bound in l2, the bound itself in linf.
+        multipliers: per nonlinearity of the (sub-)network, one number per neuron or per group.
+        input_multipliers: in linf, one number per input; None in l2.
+        output: the output it is about: None (all), an index, or a pair (j, k).
+    """
+
+    rho: float
+    multipliers: tuple[tuple[float, ...], ...]
+    input_multipliers: tuple[float, ...] | None = None
+    output: int | tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Certificate:
     r"""A bound L with $\|f(x) - f(y)\| \le L \|x - y\|$ and its proof.
 
@@ -32,14 +50,17 @@ class Certificate:
             floating point); None where unknown.
         sampled_lower_bound: the largest stretching found by search; the Lipschitz constant is at least that.
         norm: "l2" or "linf", of input and output.
-        region: None, the whole space.
         output: None, one output, or a pair (j, k) for f_j - f_k.
         method: how the proof was found.
-        kind: "multipliers" (rho and multipliers prove a matrix inequality) or "norm product" (layer_norms).
+        kind: "multipliers" (each proof is a matrix inequality) or "norm product" (layer_norms).
         network_hash: `Network.hash` of the network it is about.
-        multipliers: per hidden layer, one number per neuron.
-        rho: upper_bound^2, up to rounding.
-        layer_norms: an upper bound of every matrix's norm.
+        proofs: one; in linf one per output; with cuts one per sub-chain, whose bounds multiply to L.
+        cuts: after which nonlinearities, counted from 1, the chain is cut.
+        layer_norms: an upper bound of the norm of every Linear node.
+        activations: the nonlinearities that the output depends on, in the network's order.
+        arithmetic: "real", or "float32" for inference: |f32(x) - f32(y)| <= L |x - y| + 2 delta.
+        delta: a bound of |f32(x) - f(x)| over the region, float32 only.
+        region: None, the whole space, or a box.
         seconds: wall time of the search.
         versions: of the libraries used.
     """
@@ -53,23 +74,37 @@ class Certificate:
     method: str
     kind: str
     network_hash: str
-    multipliers: tuple[tuple[float, ...], ...] | None
-    rho: float | None
+    proofs: tuple[Proof, ...]
+    cuts: tuple[int, ...]
     layer_norms: tuple[float, ...] | None
-    seconds: float
+    activations: tuple[str, ...]
+    arithmetic: str = "real"
+    delta: float | None = None
+    region: Box | None = None
+    seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
-    region: None = None
+
+    @property
+    def multipliers(self) -> tuple[tuple[float, ...], ...] | None:
+        """Those of the only proof; None when there are several or none."""
+        return self.proofs[0].multipliers if len(self.proofs) == 1 else None
+
+    @property
+    def rho(self) -> float | None:
+        """That of the only proof; None when there are several or none."""
+        return self.proofs[0].rho if len(self.proofs) == 1 else None
 
     @property
     def claim(self) -> str:
         """The sentence that is certified; L is `upper_bound`."""
-        return checker.claim(self.norm, self.output)
+        return checker.claim(self.norm, self.output, self.region, self.arithmetic)
 
     def to_json(self) -> str:
         """Return the certificate as JSON, numbers in float.hex() form, with a digest (SHA-256) of all else.
 
         The digest detects edits; soundness never rests on it.
         """
+        region = self.region
         data = {
             "format": checker.FORMAT,
             "version": checker.VERSION,
@@ -77,18 +112,27 @@ class Certificate:
             "claim": self.claim,
             "kind": self.kind,
             "norm": self.norm,
-            "region": self.region,
+            "region": region and {"lower": _hexes(region.lower), "upper": _hexes(region.upper)},
             "output": self.output,
+            "activations": list(self.activations),
+            "arithmetic": self.arithmetic,
+            "delta": _hex(self.delta),
             "method": self.method,
             "network_hash": self.network_hash,
             "upper_bound": _hex(self.upper_bound),
             "optimum_lower_bound": _hex(self.optimum_lower_bound),
             "sampled_lower_bound": _hex(self.sampled_lower_bound),
-            "rho": _hex(self.rho),
-            "multipliers": None
-            if self.multipliers is None
-            else [_hexes(layer) for layer in self.multipliers],
-            "layer_norms": None if self.layer_norms is None else _hexes(self.layer_norms),
+            "cuts": list(self.cuts),
+            "proofs": [
+                {
+                    "output": proof.output,
+                    "rho": _hex(proof.rho),
+                    "multipliers": [_hexes(values) for values in proof.multipliers],
+                    "input_multipliers": _hexes(proof.input_multipliers),
+                }
+                for proof in self.proofs
+            ],
+            "layer_norms": _hexes(self.layer_norms),
             "seconds": _hex(self.seconds),
             "versions": dict(self.versions),
         }
@@ -103,10 +147,9 @@ class Certificate:
             CheckpointError: not a certificate, another version, fields missing, unknown or mistyped, edited.
         """
         try:
-            fields = checker.parse_certificate(text)
-        except ValueError as error:
+            return certificate_of(checker.parse_certificate(text))
+        except ValueError as error:  # also of a Box whose corners do not fit
             raise CheckpointError(str(error)) from error
-        return certificate_of(fields)
 
     def __str__(self) -> str:
         rows = "\n".join(f"  {name:<22}{value}" for name, value in self._rows())
@@ -121,24 +164,39 @@ class Certificate:
         return f"<table>{''.join(cells)}</table>"
 
     def _rows(self) -> list[tuple[str, str]]:
-        output = "all" if self.output is None else str(self.output)
-        return [
+        rows = [
             ("upper bound", _shown(self.upper_bound)),
             ("optimum lower bound", _shown(self.optimum_lower_bound)),
             ("sampled lower bound", _shown(self.sampled_lower_bound)),
             ("norm", self.norm),
-            ("output", output),
-            ("region", "all inputs"),
+            ("output", "all" if self.output is None else str(self.output)),
+            ("region", "all inputs" if self.region is None else f"a box of {len(self.region.lower)} entries"),
+            ("arithmetic", self.arithmetic),
+            ("activations", ", ".join(dict.fromkeys(self.activations)) or "none"),
             ("method", self.method),
             ("network", self.network_hash[:16]),
             ("seconds", f"{self.seconds:.3g}"),
             ("claim", self.claim),
         ]
+        return rows if self.delta is None else [*rows[:3], ("delta", _shown(self.delta)), *rows[3:]]
 
 
 def certificate_of(fields: Mapping) -> Certificate:
-    """Build the certificate from the fields that `checker.parse_certificate` returns."""
-    multipliers, norms = fields["multipliers"], fields["layer_norms"]
+    """Build the certificate from the fields that `checker.parse_certificate` returns.
+
+    Raises:
+        ValueError: the region is no box.
+    """
+    proofs = (
+        Proof(
+            proof["rho"],
+            tuple(map(tuple, proof["multipliers"])),
+            _tuple(proof["input_multipliers"]),
+            proof["output"],
+        )
+        for proof in fields["proofs"]
+    )
+    region = fields["region"]
     return Certificate(
         upper_bound=fields["upper_bound"],
         optimum_lower_bound=fields["optimum_lower_bound"],
@@ -149,21 +207,28 @@ def certificate_of(fields: Mapping) -> Certificate:
         method=fields["method"],
         kind=fields["kind"],
         network_hash=fields["network_hash"],
-        multipliers=None if multipliers is None else tuple(map(tuple, multipliers)),
-        rho=fields["rho"],
-        layer_norms=None if norms is None else tuple(norms),
+        proofs=tuple(proofs),
+        cuts=tuple(fields["cuts"]),
+        layer_norms=_tuple(fields["layer_norms"]),
+        activations=tuple(fields["activations"]),
+        arithmetic=fields["arithmetic"],
+        delta=fields["delta"],
+        region=None if region is None else Box(region["lower"], region["upper"]),
         seconds=fields["seconds"],
         versions=fields["versions"],
-        region=fields["region"],
     )
+
+
+def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _hex(value: float | None) -> str | None:
     return None if value is None else float(value).hex()
 
 
-def _hexes(values: Sequence[float]) -> list[str]:
-    return [float(value).hex() for value in values]
+def _hexes(values: Sequence[float] | None) -> list[str] | None:
+    return None if values is None else [float(value).hex() for value in values]
 
 
 def _shown(value: float | None) -> str:

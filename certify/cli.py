@@ -14,6 +14,7 @@ from weightspace.errors import CheckpointError, WeightspaceError
 
 if TYPE_CHECKING:
     from certify.bounders import Bounder
+    from certify.regions import Box
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -32,6 +33,13 @@ class Method(StrEnum):
     lipsdp = "lipsdp"
     closed_form = "closed-form"
     norm_product = "norm-product"
+
+
+class Arithmetic(StrEnum):
+    """Values of --arithmetic."""
+
+    real = "real"
+    float32 = "float32"
 
 
 class Multipliers(StrEnum):
@@ -62,10 +70,17 @@ def certify(
         Method, typer.Option(help="How the bound is found; auto goes by the size.")
     ] = Method.auto,
     solver: Annotated[
-        str | None, typer.Option(help="SDP solver of --method lipsdp: CLARABEL, SCS, ... [default: CLARABEL]")
+        str | None,
+        typer.Option(help="Solver of --method lipsdp: structured, CLARABEL, SCS, ... [default: structured]"),
     ] = None,
     multipliers: Annotated[
         Multipliers | None, typer.Option(help="Multipliers of --method lipsdp [default: neuron]")
+    ] = None,
+    cuts: Annotated[
+        str | None,
+        typer.Option(
+            "--cut", metavar="K,K,...", help="Cut a chain after these activations (faster, looser)."
+        ),
     ] = None,
     max_lipschitz: Annotated[
         float | None, typer.Option(help="Certified only if the bound is at most this.")
@@ -73,6 +88,15 @@ def certify(
     output: Annotated[
         str | None, typer.Option(metavar="J or J,K", help="One output, or a difference of two.")
     ] = None,
+    box: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BOX.json", help='Inputs for --arithmetic float32: {"lower": [...], "upper": [...]}.'
+        ),
+    ] = None,
+    arithmetic: Annotated[
+        Arithmetic, typer.Option(help="float32: the claim covers rounding of single-precision inference.")
+    ] = Arithmetic.real,
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
@@ -87,7 +111,7 @@ def certify(
     """
     if max_lipschitz is not None and not (math.isfinite(max_lipschitz) and max_lipschitz >= 0):
         raise WeightspaceError(f"--max-lipschitz {max_lipschitz} is no finite number of at least 0")
-    bounder = _bounder(method, solver, multipliers)
+    bounder = _bounder(method, solver, multipliers, cuts)
     selected = _output(output)
     from certify.bounders import lipschitz
     from weightspace.commands import assumption
@@ -97,7 +121,10 @@ def certify(
     if certificate is not None:
         check_writable(certificate)
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    result = lipschitz(network, norm=norm.value, bounder=bounder, output=selected)
+    region = None if box is None else _read_box(box)
+    result = lipschitz(
+        network, norm=norm.value, region=region, bounder=bounder, output=selected, arithmetic=arithmetic.value
+    )
     certified = result.upper_bound is not None and (
         max_lipschitz is None or result.upper_bound <= max_lipschitz
     )
@@ -115,6 +142,8 @@ def certify(
                 "sampled_lower_bound": result.sampled_lower_bound,
                 "status": str(result.status),
                 "norm": result.norm,
+                "arithmetic": result.arithmetic,
+                "delta": result.delta,
                 "output": result.output,
                 "method": result.method,
                 "claim": result.claim,
@@ -166,30 +195,56 @@ def check(
         raise typer.Exit(1)
 
 
-def _bounder(method: Method, solver: str | None, multipliers: Multipliers | None) -> Bounder | None:
-    """Return the bounder the flags name; naming a solver or multipliers means lipsdp."""
+def _bounder(
+    method: Method, solver: str | None, multipliers: Multipliers | None, cuts: str | None
+) -> Bounder | None:
+    """Return the bounder the flags name; naming a solver, multipliers or cuts means lipsdp."""
     from certify.bounders import ClosedForm, LipSDP, NormProduct
 
-    asked = solver is not None or multipliers is not None
-    if asked and method not in (Method.auto, Method.lipsdp):
-        raise WeightspaceError(f"--solver and --multipliers belong to --method lipsdp, not to {method.value}")
-    if method is Method.lipsdp or asked:
-        return LipSDP(solver or "CLARABEL", multipliers.value if multipliers else "neuron")
+    settings: dict[str, Any] = {}
+    if solver is not None:
+        settings["solver"] = solver
+    if multipliers is not None:
+        settings["multipliers"] = multipliers.value
+    if cuts is not None:
+        settings["cuts"] = _integers(cuts, "--cut", "a list of positions K,K,...")
+    if settings and method not in (Method.auto, Method.lipsdp):
+        raise WeightspaceError(
+            f"--solver, --multipliers and --cut belong to --method lipsdp, not to {method.value}"
+        )
+    if method is Method.lipsdp or settings:
+        return LipSDP(**settings)
     return {Method.closed_form: ClosedForm(), Method.norm_product: NormProduct()}.get(method)
+
+
+def _integers(text: str, option: str, wanted: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise WeightspaceError(f"{option} {text!r} is not {wanted}") from error
 
 
 def _output(text: str | None) -> int | tuple[int, int] | None:
     if text is None:
         return None
+    first, *second = _integers(text, "--output", "an index J or a pair J,K")
+    if len(second) > 1:
+        raise WeightspaceError(f"--output {text!r} is not an index J or a pair J,K")
+    return (first, second[0]) if second else first
+
+
+def _read_box(path: Path) -> Box:
+    from certify.regions import Box
+
     try:
-        indices = [int(part) for part in text.split(",")]
-    except ValueError:
-        indices = []
-    if len(indices) == 1:
-        return indices[0]
-    if len(indices) == 2:
-        return indices[0], indices[1]
-    raise WeightspaceError(f"--output {text!r} is neither an index J nor a pair J,K")
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Box(data["lower"], data["upper"])
+    except OSError as error:
+        raise WeightspaceError(f"cannot read box {str(path)!r}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightspaceError(
+            f'box {str(path)!r} is not of the form {{"lower": [...], "upper": [...]}}: {error}'
+        ) from error
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Slopes enclose every difference quotient; each was verified numerically on [-60,
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from weightspace.operations import (
     Clip,
     GroupSort,
     Householder,
+    Implicit,
     LeakyReLU,
     Operation,
     Pointwise,
@@ -28,6 +30,7 @@ from weightspace.operations import (
     SiLU,
     Softplus,
     Tanh,
+    operation_from_json,
 )
 
 
@@ -49,18 +52,88 @@ class SlopeRestricted:
         return float(max(np.abs(self.alpha).max(), np.abs(self.beta).max()))
 
 
-@dataclass(frozen=True)
-class GroupRestricted:
-    """Functions of groups of neurons that are 1-Lipschitz in l2.
+class GroupRestricted(ABC):
+    r"""Functions of groups of n neurons that pass $\Pi x$ through and shrink what is left.
 
-    `linf` is their l-infinity constant, None without a rule.
+    $\Pi \Delta\phi = \Pi \Delta x$ and $|\Delta\phi| \le |\Delta x|$, so that the complement coordinates
+    $v = R_c \Delta\phi$ obey $|v| \le |R_c \Delta x|$. The published quadratic constraints, with
+    $T = \lambda I + \gamma J$, $P = \nu J$, $S = \tau J$ and $\gamma, \nu, \tau$ free, equal this one multiplier
+    per group after elimination.
 
+    Attributes:
+        linf: the l-infinity constant, None without a rule.
     Source: Pauli, Havens, Araujo, et al., Novel quadratic constraints for extending LipSDP (2024), section 3.
     """
 
-    group_size: int
     linf: float | None
 
+    @property
+    @abstractmethod
+    def complement(self) -> np.ndarray:
+        """R_c, orthonormal rows, shape (groups, r, n)."""
+
+    @property
+    @abstractmethod
+    def preserved(self) -> np.ndarray:
+        r"""J with $J \Delta\phi = J \Delta x$ of the published form, shape (groups, n, n)."""
+
+    def through(self, rows: np.ndarray) -> np.ndarray:
+        r"""Return $\Pi Y = Y - R_c' R_c Y$ group by group; `rows` is (groups n, N)."""
+        return rows - self.lift(self.reduce(rows))
+
+    def reduce(self, rows: np.ndarray) -> np.ndarray:
+        """Return $R_c Y$, (groups r, N)."""
+        basis = self.complement
+        groups, r, n = basis.shape
+        return (basis @ rows.reshape(groups, n, -1)).reshape(groups * r, -1)
+
+    def lift(self, rows: np.ndarray) -> np.ndarray:
+        """Return $R_c' v$, (groups n, N)."""
+        basis = self.complement
+        groups, r, n = basis.shape
+        return (basis.swapaxes(1, 2) @ rows.reshape(groups, r, -1)).reshape(groups * n, -1)
+
+
+@dataclass(frozen=True)
+class GroupSortConstraint(GroupRestricted):
+    r"""Sorted runs of `group_size` neurons: $\Pi = 11'/n$, $J = 11'$; MaxMin is group_size 2."""
+
+    group_size: int
+    groups: int
+    linf: float | None = 1.0
+
+    @property
+    def complement(self) -> np.ndarray:
+        # Helmert: row j has 1/sqrt(j (j + 1)) in its first j places and -j times that after them
+        n = self.group_size
+        rows = np.tril(np.ones((n - 1, n))) - np.diag(np.arange(1.0, n), 1)[: n - 1]
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return np.broadcast_to(rows, (self.groups, n - 1, n))
+
+    @property
+    def preserved(self) -> np.ndarray:
+        n = self.group_size
+        return np.ones((self.groups, n, n))
+
+
+@dataclass(frozen=True, eq=False)
+class HouseholderConstraint(GroupRestricted):
+    r"""Reflected groups: $\Pi = J = I - ww'/(w'w)$. Attributes: directions: w, (groups, n)."""
+
+    directions: np.ndarray
+    linf: float | None = None
+
+    @property
+    def complement(self) -> np.ndarray:
+        return (self.directions / np.linalg.norm(self.directions, axis=1, keepdims=True))[:, None, :]
+
+    @property
+    def preserved(self) -> np.ndarray:
+        w = self.complement
+        return np.eye(w.shape[2]) - w.swapaxes(1, 2) @ w
+
+
+Constraint = SlopeRestricted | GroupRestricted
 
 _FIXED: dict[type[Operation], tuple[float, float]] = {
     ReLU: (0.0, 1.0),
@@ -84,9 +157,7 @@ _POINTWISE = {
 _GELU = {"none": (-0.12891, 1.12891), "tanh": (-0.129, 1.129)}
 
 
-def constraint_of(
-    operation: Operation, weights: Mapping[str, Tensor], width: int, place: str
-) -> SlopeRestricted | GroupRestricted:
+def constraint_of(operation: Operation, weights: Mapping[str, Tensor], width: int, place: str) -> Constraint:
     """Return the constraint an activation obeys for all inputs.
 
     Args:
@@ -98,9 +169,23 @@ def constraint_of(
     """
     match operation:
         case GroupSort():
-            return GroupRestricted(operation.group_size, 1.0)
+            return GroupSortConstraint(operation.group_size, width // operation.group_size)
         case Householder():
-            return GroupRestricted(weights["weight"].shape[-1], None)
+            directions = weights["weight"].double().numpy()
+            largest = np.abs(directions).max(axis=1, keepdims=True)
+            if not largest.all():
+                raise UnsupportedOperationError(f"Householder at node {place!r} has a direction that is zero")
+            return HouseholderConstraint(directions / largest)
+        case Implicit():
+            slope = (
+                {"negative_slope": operation.negative_slope} if operation.activation == "LeakyReLU" else {}
+            )
+            attributes: dict[str, object] = {
+                "kind": operation.activation,
+                "attributes": slope,
+                "parameters": {},
+            }
+            return constraint_of(operation_from_json(attributes), {}, width, place)
         case LeakyReLU():
             return _slopes(
                 np.minimum(operation.negative_slope, 1.0), np.maximum(operation.negative_slope, 1.0), width

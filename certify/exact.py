@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,83 +12,198 @@ import numpy as np
 from certify import checker
 
 Matrix = list[list[Fraction]]
+Row = dict[int, Fraction]  # a linear form: coordinate -> coefficient
 
 
 def check_exactly(fields: Mapping[str, Any], graph: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    """Decide the claim of a certificate (the one of its bound, its rho and its multipliers) exactly.
+    """Decide the inequalities of a certificate (those of its bound, its rho and its multipliers) exactly.
 
-    Cubic in the number of neurons with growing fractions: seconds for 20, minutes for 50.
+    Cubic in the number of neurons with growing fractions: seconds for 20, minutes for 50. The rounding errors of
+    float32 inference are left to `checker.float32_delta`.
     Raises:
-        checker.Refused: the inequality is false, or the bound is below sqrt(rho) or the product of norms.
+        checker.Refused: an inequality is false, the bound is below what they give, or BatchNorm is involved, whose
+            square roots are irrational.
     """
-    weights, hidden = checker.rebuild_chain(graph, parameters)
-    upper, matrices = Fraction(fields["upper_bound"]), [_rational(weight) for weight in weights]
-    if isinstance(fields["output"], tuple):
-        first, second = (matrices[-1][j] for j in fields["output"])
-        matrices[-1] = [[a - b for a, b in zip(first, second, strict=True)]]
-    elif fields["output"] is not None:
-        matrices[-1] = [matrices[-1][fields["output"]]]
+    model = checker.rebuild(graph, parameters)
+    for step in model.steps:
+        if step.relative:
+            raise checker.Refused(
+                f"{step.kind} at node {step.name!r} divides by a square root, which is not rational; check it with "
+                "exact=False"
+            )
+    upper, norm, output = Fraction(fields["upper_bound"]), fields["norm"], fields["output"]
     if fields["kind"] == checker.NORM_PRODUCT:
-        _check_norms(matrices, hidden, fields, upper)
+        if _norm_product(model, norm, output, fields["layer_norms"]) > upper:
+            raise checker.Refused("the stated bound is below the product of norms")
         return
-    weights = checker.select_output(weights, fields["output"])
-    lam = [np.array(values) for values in fields["multipliers"]]
-    if any(entry[0] != "slopes" for entry in hidden) or any((values < 0).any() for values in lam):
-        raise checker.Refused("the multipliers are negative or do not fit the activations")
-    masks = [np.arange(len(values)) for values in lam]
-    pruned, slopes, kept = checker.prune(weights, [entry[1:] for entry in hidden], masks)
-    if any(weight.size == 0 or not weight.any() for weight in pruned):
-        return
-    inner = [
-        list(range(len(matrices[0][0]))),
-        *(list(map(int, k)) for k in kept),
-        list(range(len(matrices[-1]))),
+    parts, constants = checker.split(model, fields["cuts"])
+    parts *= len(fields["proofs"]) if norm == "linf" else 1
+    for part, proof in zip(parts, fields["proofs"], strict=True):
+        _decide(part, norm, proof)
+    rhos = [Fraction(proof["rho"]) for proof in fields["proofs"]]
+    square = math.prod(rhos) * math.prod(Fraction(c) ** 2 for c in constants)
+    if upper < max(rhos) if norm == "linf" else upper * upper < square:
+        raise checker.Refused("the stated bound is below that of the proofs")
+
+
+def _decide(model: checker.Model, norm: str, proof: Mapping[str, Any]) -> None:
+    implicit = any(step.rule == "implicit" for step in model.steps)
+    numbers = [
+        proof["rho"],
+        *(proof["input_multipliers"] or []),
+        *(v for vs in proof["multipliers"] for v in vs),
     ]
-    cut = [[[matrix[i][j] for j in inner[k]] for i in inner[k + 1]] for k, matrix in enumerate(matrices)]
-    rho = Fraction(fields["rho"])
-    values = [[Fraction(v) for v in all_[k]] for all_, k in zip(lam, kept, strict=True)]
-    if upper * upper < rho:
-        raise checker.Refused("the stated bound is below sqrt(rho)")
-    if not positive_semidefinite(chain_matrix(cut, slopes, rho, values)):
+    if not all(number >= 0 for number in numbers):
+        raise checker.Refused("rho or a multiplier is negative")
+    masks = checker.structure(model, proof["output"])
+    if not implicit and not masks[0].any():
+        return
+    matrix = inequality(
+        model, norm, proof["output"], proof["rho"], proof["multipliers"], proof["input_multipliers"]
+    )
+    if not positive_semidefinite(matrix, strictly=implicit):
         raise checker.Refused("the matrix inequality is false in exact arithmetic")
 
 
-def chain_matrix(
-    weights: list[Matrix], slopes: list[Any], rho: Fraction, multipliers: list[list[Fraction]]
+def inequality(
+    model: checker.Model,
+    norm: str,
+    output: int | tuple[int, int] | None,
+    rho: float | Fraction,
+    multipliers: Sequence[Sequence[float | Fraction]],
+    input_multipliers: Sequence[float | Fraction] | None = None,
 ) -> Matrix:
-    """Return M(rho, lambda) of a chain, dense, entry by entry from its definition."""
-    offsets = [0]
-    for weight in weights:
-        offsets.append(offsets[-1] + len(weight[0]))
-    size = offsets[-1]
+    """Return M of `checker.inequality`, dense, term by term from its definition.
+
+    Coordinates (t), x, v_1 .. v_K; of a group of n sorted neurons the first n - 1 entries of u, of a Householder group
+    the factor s in u = s w.
+    """
+    terms: list[tuple[Fraction, Row, Row]] = []  # c (p q' + q p') / 2
+    masks, lists, size = checker.structure(model, output), iter(multipliers), int(norm == "linf")
+    if norm == "linf":
+        terms.append((2 * Fraction(rho), {0: Fraction(1)}, {0: Fraction(1)}))
+    signals: list[list[Row]] = []
+    for step, mask in zip(model.steps, masks, strict=True):
+        given = [signals[i] for i in step.inputs]
+        if step.rule in checker.LINEAR:
+            signals.append(_linear(step, given))
+            continue
+        values = [Fraction(v) for v in next(lists)] if step.label else []
+        if step.rule == "groups":
+            rows, size = _group_terms(step, mask, values, given[0], size, terms)
+            signals.append(rows)
+            continue
+        fresh: list[Row] = []
+        for kept in mask:
+            fresh.append({size: Fraction(1)} if kept else {})
+            size += int(kept)
+        signals.append(fresh)
+        if step.rule == "input":
+            for i, row in enumerate(fresh):
+                mu = Fraction(rho) if input_multipliers is None else Fraction(input_multipliers[i])
+                terms.append((mu, row, row))
+                if row and norm == "linf":
+                    terms.append((-mu, {0: Fraction(1)}, {0: Fraction(1)}))
+            continue
+        before = given[0]
+        if step.rule == "implicit":
+            outside, inside = _product(step.basis, before), _product(step.matrix, fresh)
+            before = [_sum((Fraction(1), a), (Fraction(1), b)) for a, b in zip(outside, inside, strict=True)]
+        for i in np.flatnonzero(mask):
+            p, q = (
+                _sum((Fraction(1), fresh[i]), (-Fraction(float(s[i])), before[i]))
+                for s in (step.low, step.high)
+            )
+            terms.append((2 * values[i], p, q))
+    last = signals[-1]
+    if isinstance(output, tuple):
+        last = [_sum((Fraction(1), last[output[0]]), (Fraction(-1), last[output[1]]))]
+    elif output is not None:
+        last = [last[output]]
+    for row in last:
+        terms.append((Fraction(-2), {0: Fraction(1)}, row) if norm == "linf" else (Fraction(-1), row, row))
+    return _assembled(terms, size)
+
+
+def _group_terms(
+    step: checker.Step,
+    mask: np.ndarray,
+    values: list[Fraction],
+    before: list[Row],
+    size: int,
+    terms: list[tuple[Fraction, Row, Row]],
+) -> tuple[list[Row], int]:
+    """Add lambda (|u|^2 - |c Y|^2) of every group; return Pi Y + u and the number of coordinates so far."""
+    rows: list[Row] = []
+    n = step.width // step.count
+    for g, kept in enumerate(mask):
+        y = before[g * n : (g + 1) * n]
+        if step.kind == "GroupSort":
+            c = [[Fraction(int(i == j)) - Fraction(1, n) for j in range(n)] for i in range(n)]
+        else:
+            w = [Fraction(float(v)) for v in step.basis[g, :, 0]]
+            square = sum(v * v for v in w)
+            c = [[a * b / square for b in w] for a in w]
+        cy = [_sum(*zip(line, y, strict=True)) for line in c]
+        u: list[Row] = [{} for _ in range(n)]
+        if kept:
+            r = step.basis.shape[2]
+            u = [{size + j: Fraction(float(b)) for j, b in enumerate(line) if b} for line in step.basis[g]]
+            size += r
+            terms += [(values[g], row, row) for row in u] + [(-values[g], row, row) for row in cy]
+        rows += [
+            _sum((Fraction(1), a), (Fraction(-1), b), (Fraction(1), v))
+            for a, b, v in zip(y, cy, u, strict=True)
+        ]
+    return rows, size
+
+
+def _linear(step: checker.Step, given: list[list[Row]]) -> list[Row]:
+    first = given[0]
+    if step.rule == "linear":
+        return _product(step.matrix, first)
+    if step.rule == "scale":
+        return [_sum((Fraction(d), row)) for d, row in zip(step.matrix.tolist(), first, strict=True)]
+    if step.rule == "sum":
+        signs = [Fraction(s) for s in step.matrix.tolist()]
+        return [_sum(*zip(signs, rows, strict=True)) for rows in zip(*given, strict=True)]
+    if step.rule == "concat":
+        return [row for rows in given for row in rows]
+    return [first[i] for i in step.matrix] if step.rule == "rows" else first
+
+
+def _product(matrix: np.ndarray, rows: list[Row]) -> list[Row]:
+    return [
+        _sum(*((Fraction(w), row) for w, row in zip(line, rows, strict=True) if w and row))
+        for line in matrix.tolist()
+    ]
+
+
+def _sum(*terms: tuple[Fraction, Row]) -> Row:
+    total: Row = {}
+    for factor, row in terms:
+        for k, value in row.items():
+            total[k] = total.get(k, Fraction(0)) + factor * value
+    return total
+
+
+def _assembled(terms: list[tuple[Fraction, Row, Row]], size: int) -> Matrix:
     matrix = [[Fraction(0)] * size for _ in range(size)]
-    for i in range(offsets[1]):
-        matrix[i][i] = rho
-    for k, values in enumerate(multipliers):
-        for i, value in enumerate(values):
-            low, high = (Fraction(float(side[i])) for side in slopes[k])
-            p = {offsets[k] + j: -low * w for j, w in enumerate(weights[k][i]) if w}
-            q = {offsets[k] + j: -high * w for j, w in enumerate(weights[k][i]) if w}
-            p[offsets[k + 1] + i] = q[offsets[k + 1] + i] = Fraction(1)
-            for a, left in p.items():
-                for b, right in q.items():
-                    matrix[a][b] += value * left * right
-                    matrix[b][a] += value * left * right
-    start = offsets[-2]
-    for row in weights[-1]:
-        for a, left in enumerate(row):
-            for b, right in enumerate(row):
-                matrix[start + a][start + b] -= left * right
+    for factor, p, q in terms:
+        for a, left in p.items():
+            for b, right in q.items():
+                matrix[a][b] += factor * left * right / 2
+                matrix[b][a] += factor * left * right / 2
     return matrix
 
 
-def positive_semidefinite(matrix: Matrix) -> bool:
-    """Decide positive semidefiniteness by LDL' without pivoting: a zero pivot needs a zero row."""
+def positive_semidefinite(matrix: Matrix, *, strictly: bool = False) -> bool:
+    """Decide definiteness by LDL' without pivoting: a zero pivot needs a zero row, and does not occur `strictly`."""
     matrix = [row[:] for row in matrix]
     size = len(matrix)
     for k in range(size):
         pivot = matrix[k][k]
-        if pivot < 0 or (pivot == 0 and any(matrix[i][k] != 0 for i in range(k + 1, size))):
+        if pivot < 0 or (pivot == 0 and (strictly or any(matrix[i][k] != 0 for i in range(k + 1, size)))):
             return False
         if pivot == 0:
             continue
@@ -100,33 +216,56 @@ def positive_semidefinite(matrix: Matrix) -> bool:
     return True
 
 
-def _check_norms(
-    matrices: list[Matrix], hidden: list[Any], fields: Mapping[str, Any], upper: Fraction
-) -> None:
-    product = Fraction(1)
-    for matrix, stated in zip(matrices, fields["layer_norms"], strict=True):
-        norm = Fraction(stated)
-        product *= norm
-        if norm < 0:
-            raise checker.Refused("a layer's norm is negative")
-        if not any(map(any, matrix)):
-            continue
-        if fields["norm"] == "linf":
-            if max(sum(map(abs, row)) for row in matrix) > norm:
-                raise checker.Refused("a layer's l-infinity norm is above its stated bound")
-            continue
-        wide = [list(row) for row in zip(*matrix, strict=True)] if len(matrix) > len(matrix[0]) else matrix
-        gram = [[-sum(map(Fraction.__mul__, a, b), Fraction(0)) for b in wide] for a in wide]
-        for i, row in enumerate(gram):
-            row[i] += norm * norm
-        if not positive_semidefinite(gram):
-            raise checker.Refused("a layer's spectral norm is above its stated bound")
-    for entry in hidden:
-        if entry[0] == "slopes":
-            product *= Fraction(float(np.abs(np.concatenate(entry[1:])).max(initial=0.0)))
-    if product > upper:
-        raise checker.Refused("the stated bound is below the product of norms")
+def _norm_product(
+    model: checker.Model, norm: str, output: int | tuple[int, int] | None, layer_norms: Sequence[float]
+) -> Fraction:
+    """Decide that `layer_norms` are bounds; return the network's, roots rounded upward by less than 1e-60."""
+    constants: list[Fraction] = []
+    norms = iter(layer_norms)
+    for step in model.steps:
+        given = [constants[i] for i in step.inputs]
+        if step.rule == "linear":
+            last = step is model.steps[-1]
+            value = Fraction(next(norms))
+            _require_norm(
+                [[Fraction(w) for w in line] for line in step.matrix.tolist()],
+                norm,
+                output if last else None,
+                value,
+            )
+            constants.append(value * given[0])
+        elif step.rule in ("slopes", "scale"):
+            sides = [step.matrix] if step.rule == "scale" else [step.low, step.high]
+            constants.append(Fraction(float(np.abs(np.concatenate(sides)).max())) * given[0])
+        elif step.rule == "sum":
+            constants.append(given[0] + given[1])
+        elif step.rule == "concat":
+            square = sum(c * c for c in given)
+            root = Fraction(math.isqrt(int(square * 4**200) + 1) + 1, 2**200)
+            constants.append(max(given) if norm == "linf" else root)
+        elif step.rule == "implicit" or (step.kind == "Householder" and norm == "linf"):
+            raise checker.Refused(
+                f"{step.kind} at node {step.name!r} has no constant of its own in the {norm} norm"
+            )
+        else:
+            constants.append(given[0] if given else Fraction(1))
+    return constants[-1]
 
 
-def _rational(weight: np.ndarray) -> Matrix:
-    return [[Fraction(float(value)) for value in row] for row in weight]
+def _require_norm(matrix: Matrix, norm: str, output: int | tuple[int, int] | None, value: Fraction) -> None:
+    if isinstance(output, tuple):
+        matrix = [[a - b for a, b in zip(matrix[output[0]], matrix[output[1]], strict=True)]]
+    elif output is not None:
+        matrix = [matrix[output]]
+    if value < 0:
+        raise checker.Refused("a layer's norm is negative")
+    if norm == "linf":
+        if max(sum(map(abs, row)) for row in matrix) > value:
+            raise checker.Refused("a layer's l-infinity norm is above its stated bound")
+        return
+    wide = [list(row) for row in zip(*matrix, strict=True)] if len(matrix) > len(matrix[0]) else matrix
+    gram = [[-sum(map(Fraction.__mul__, a, b), Fraction(0)) for b in wide] for a in wide]
+    for i, row in enumerate(gram):
+        row[i] += value * value
+    if not positive_semidefinite(gram):
+        raise checker.Refused("a layer's spectral norm is above its stated bound")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from certify.lmi import SlopeChain
+from certify.recursion import closed_forms
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,11 @@ class Prepared:
     def bound_factor(self) -> float:
         """What turns a Lipschitz bound of `chain` into one of the original."""
         return float(np.exp(-self.log_scales[-1]))
+
+
+def is_constant(chain: SlopeChain) -> bool:
+    """True where a matrix of a pruned chain is empty or zero: the function is constant."""
+    return any(weight.size == 0 or not weight.any() for weight in chain.weights)
 
 
 def normalize(chain: SlopeChain) -> tuple[SlopeChain, list[int]]:
@@ -101,6 +107,15 @@ def prepare(chain: SlopeChain, *, balance: bool) -> Prepared:
             weights[k + 1] = weights[k + 1] / factor
             log += np.log(factor)
     return Prepared(SlopeChain(tuple(weights), chain.alpha, chain.beta), kept, (*logs, np.array(total)))
+
+
+def rescale_to_start(prepared: Prepared) -> Prepared | None:
+    """Change variables so that (1, (1, .., 1)) is feasible with room in every block; None where no start is found."""
+    found = closed_forms(prepared.chain, margin=0.1 / (len(prepared.chain.alpha) + 1))
+    if not found:
+        return None
+    rescaled = rescale(prepared, found[0][1], found[0][0])
+    return rescaled if all(np.isfinite(weight).all() for weight in rescaled.chain.weights) else None
 
 
 def rescale(prepared: Prepared, multipliers: Sequence[float], rho: float) -> Prepared:

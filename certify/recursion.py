@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.linalg
@@ -38,12 +38,13 @@ def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
     return max(rho, 0.0) if math.isfinite(rho) else math.inf
 
 
-def eclipse_fast(chain: SlopeChain) -> list[float] | None:
+def eclipse_fast(chain: SlopeChain, margin: float = 0.0) -> list[float] | None:
     r"""Return one multiplier per layer by the forward recursion, for rho = 1 up to a common factor.
 
     $K_k = W_k Y_{k-1}^{-1} W_k'$, $l_k = 1 / \sigma_{max}(K_k)$, $Y_k = 2 l_k I - l_k^2 K_k$; with slopes, $W_k$ is
     multiplied by $\alpha + \beta$ and $Y_{k-1}$ grows by $2 l_k W_k' \alpha\beta W_k$. None where some
-    $\alpha\beta < 0$ or a layer vanishes.
+    $\alpha\beta < 0$ or a layer vanishes. With a margin every $Y_k$ is taken smaller by that share, and the inequality
+    holds with room in every block.
     Source: Xu, Sivaranjani, ECLipsE: efficient compositional Lipschitz constant estimation (2024), ECLipsE-Fast.
     """
     schur = np.eye(chain.widths[0])
@@ -62,7 +63,7 @@ def eclipse_fast(chain: SlopeChain) -> list[float] | None:
             half = _whiten(schur, outer)
         except np.linalg.LinAlgError:
             return None
-        schur = 2 * value * np.eye(len(weight)) - value**2 * (half.T @ half)
+        schur = (1 - margin) * (2 * value * np.eye(len(weight)) - value**2 * (half.T @ half))
         values.append(float(value))
     try:
         rho = float(np.linalg.norm(_whiten(schur, chain.weights[-1]), 2)) ** 2
@@ -75,7 +76,7 @@ def _whiten(schur: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return scipy.linalg.solve_triangular(np.linalg.cholesky(schur), weight.T, lower=True, check_finite=False)
 
 
-def backward_fast(chain: SlopeChain) -> list[float] | None:
+def backward_fast(chain: SlopeChain, margin: float = 0.0) -> list[float] | None:
     r"""Return one multiplier per layer by the backward recursion, for any slopes.
 
     $\lambda_k = c \sigma_{max}(C_k)$, $D = 2 \lambda_k I - C_k$,
@@ -103,19 +104,37 @@ def backward_fast(chain: SlopeChain) -> list[float] | None:
         best = (
             1.0
             if not (low * high).any()
-            else _minimize(lambda c: float(np.linalg.eigvalsh(following(c))[-1]))
+            else _minimize(
+                lambda c: float(np.linalg.eigvalsh(following(c))[-1]), 0.5 * (1 + max(margin, 1e-7))
+            )
         )
         current = following(best)
         values.append(best * top)
     return values[::-1]
 
 
-def _minimize(function) -> float:
-    """Golden section for a convex function of c in (1/2, 2].
+def closed_forms(chain: SlopeChain, margin: float = 0.0) -> list[tuple[float, list[float]]]:
+    """Return (rho, one multiplier per layer) of each recursion that succeeds, ECLipsE-Fast first.
 
-    It stays 1e-7 away from 1/2, so that the inequality keeps room for rounding.
+    Args:
+        margin: share of room to be left in every block; 0 for the best bound, which is on the boundary.
     """
-    low, high = 0.5 * (1 + 1e-7), 2.0
+    found = []
+    for values in (eclipse_fast(chain, margin), backward_fast(chain, margin)):
+        if values is None:
+            continue
+        for factor in (1.0, 1 + 1e-9, 1 + 1e-6):  # the recursions end on the boundary of the feasible set
+            scaled = [factor * value for value in values]
+            rho = tighten(chain, [np.full(n, v) for n, v in zip(chain.widths[1:], scaled, strict=True)])
+            if math.isfinite(rho) and rho > 0:
+                found.append(((1 + margin) * rho, scaled))
+                break
+    return found
+
+
+def _minimize(function: Callable[[float], float], low: float) -> float:
+    """Golden section for a convex function of c in [low, 2]; at 1/2 the inequality would have no room left."""
+    high = 2.0
     ratio = (math.sqrt(5) - 1) / 2
     for _ in range(40):
         left, right = high - ratio * (high - low), low + ratio * (high - low)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
-import numpy as np
-
-from certify.lmi import Chain
+from certify.certificate import Proof
+from certify.signals import System
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,20 +15,22 @@ class Proposal:
 
     Attributes:
         method: which algorithm with which settings, and why.
-        multipliers, rho: $\lambda_k$ (n_k,) per hidden layer and rho of the matrix inequality, or None.
+        proofs: $\rho$ and multipliers of every matrix inequality, one per segment of a chain that is cut, one per
+            output row in the l-infinity norm, else one; empty for a product of norms.
         layer_norms: an upper bound of each matrix's norm, or None.
         optimum_lower_bound: no multipliers give a bound below it; None where unknown.
+        cuts: after which nonlinearities (from 1) the chain is cut.
     """
 
     method: str
-    multipliers: tuple[np.ndarray, ...] | None = None
-    rho: float | None = None
+    proofs: tuple[Proof, ...] = ()
     layer_norms: tuple[float, ...] | None = None
     optimum_lower_bound: float | None = None
+    cuts: tuple[int, ...] = ()
 
 
 class Bounder(ABC):
-    """A way to bound the Lipschitz constant of a chain from above; subclasses are final frozen dataclasses.
+    """A way to bound the Lipschitz constant of a system from above; subclasses are final frozen dataclasses.
 
     The law: whatever `propose` returns is only a proposal. `certify.lipschitz` enlarges rho by 1e-7 (more where
     rounding asks for it) and lets `certify/checker.py`, which shares no code with the bounders, prove it; a
@@ -37,9 +38,9 @@ class Bounder(ABC):
     """
 
     @abstractmethod
-    def propose(self, chain: Chain, norm: str) -> Proposal | None:
-        """Return a proof for `chain` in `norm` ("l2" or "linf"), or None where the algorithm found none.
+    def propose(self, system: System, norm: str) -> Proposal | None:
+        """Return a proof for `system` in `norm` ("l2" or "linf"), or None where the algorithm found none.
 
         Raises:
-            UnsupportedOperationError: the chain or the norm is outside the algorithm's reach.
+            UnsupportedOperationError: the system or the norm is outside the algorithm's reach.
         """

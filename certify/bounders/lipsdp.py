@@ -1,152 +1,185 @@
-"""LipSDP through cvxpy: the best multipliers of the matrix inequality."""
+"""LipSDP: the best multipliers of the matrix inequality, by our own solver or any that cvxpy finds."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from certify.bounders.base import Bounder, Proposal
-from certify.bounders.closed_form import is_constant, start, to_stored_units
-from certify.lmi import Chain, SlopeChain
-from certify.preparation import normalize, prepare, rescale
+from certify.bounders.closed_form import closed_form, proof, to_stored_units
+from certify.bounders.generic_solvers import solve_generic
+from certify.certificate import Proof
+from certify.constraints import SlopeRestricted
+from certify.lmi import SlopeChain, chain_of, inequality_of
+from certify.preparation import is_constant, normalize, prepare, rescale_to_start
 from certify.recursion import tighten
-from certify.rounding import round_dual
-from weightspace.errors import MissingDependencyError, UnsupportedOperationError
-
-# each stricter one is tried only while the repaired bound stays apart from the dual bound
-_SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "CLARABEL": [{}, {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}],
-    "SCS": [
-        {"eps": 1e-5, "max_iters": 20_000, "time_limit_secs": 60.0},
-        {"eps": 1e-6, "max_iters": 20_000, "time_limit_secs": 60.0},
-        {"eps": 1e-8, "max_iters": 100_000, "time_limit_secs": 120.0},
-    ],
-}
-_GAP = 1e-5  # of bound and dual bound, relative
-_BLENDS = (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 0.03, 0.1, 0.3)
+from certify.signals import System
+from certify.structured.chain_program import chain_program
+from certify.structured.dense_program import DenseProgram
+from certify.structured.interior_point import Solution, minimize
+from certify.structured.program import Program
+from certify.structured.scaling import scale
+from weightspace.errors import UnsupportedOperationError
 
 
 @dataclass(frozen=True)
 class LipSDP(Bounder):
-    """Bound by semidefinite programming with any solver that cvxpy finds.
+    r"""Bound by semidefinite programming, in the l2 norm or from l-infinity to the absolute value of outputs.
 
-    The solver's own value is never used: SCS calls values "optimal" that are below the optimum. Only its
-    multipliers are kept, rho is computed from them, and where they allow none they are blended with those
-    of the closed form, which is strictly feasible.
+    Any network that `certify.signals` follows: feedforward, residual, implicit; scalar and group activations.
+    In the l-infinity norm one program per output row is solved, and the largest bound counts.
 
-    Attributes:
-        solver: "CLARABEL" (accurate, up to about 60 neurons and inputs), "SCS" (larger) or another SDP solver.
-        multipliers: "neuron", one each, or "layer", one per layer: smaller and looser.
+    Args:
+        solver: "structured", our own primal-dual method, or a solver that cvxpy finds ("CLARABEL", "SCS", "CVXOPT",
+            "SDPA", ...), whose value is never used: SCS calls values "optimal" that are below the optimum. Only its
+            multipliers are kept, rho is computed from them, and where they allow none they are blended with
+            feasible ones.
+        multipliers: "neuron" (one per neuron or group) or "layer" (one per nonlinearity; looser).
+        tolerance: relative gap of rho at which the structured solver stops.
+        cuts: after which nonlinearities (1 is the first) a chain is cut into parts whose constants multiply;
+            looser, for chains too large to be solved whole.
     Raises:
         UnsupportedOperationError: unknown settings, when made.
-    Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019). Its unsound Network variant is not offered.
+    Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019), whose Network variant is unsound and not offered;
+    Pauli, Havens, Araujo, et al., Novel quadratic constraints for extending LipSDP (2024), for groups and residual
+    networks; `certify.structured` for the method.
     """
 
-    solver: str = "CLARABEL"
+    solver: str = "structured"
     multipliers: str = "neuron"
+    tolerance: float = 1e-6
+    cuts: tuple[int, ...] = ()
 
     def __post_init__(self):
-        if self.solver == "structured":
-            raise UnsupportedOperationError(
-                "solver='structured' is not available in this version; use solver='CLARABEL' or, above about 60 "
-                "neurons and inputs, solver='SCS'"
-            )
         if self.multipliers not in ("neuron", "layer"):
             raise UnsupportedOperationError(
                 f"multipliers={self.multipliers!r} is not 'neuron' or 'layer' (LipSDP-Network is unsound)"
             )
+        if not 0 < self.tolerance < 1:
+            raise UnsupportedOperationError(f"tolerance={self.tolerance!r} is not between 0 and 1")
 
-    def propose(self, chain: Chain, norm: str) -> Proposal | None:
-        if norm != "l2":
+    @property
+    def method(self) -> str:
+        return f"LipSDP with one multiplier per {self.multipliers}, {self.solver} solver"
+
+    def propose(self, system: System, norm: str) -> Proposal | None:
+        if self.cuts:
+            return self._propose_cut(system, norm)
+        if norm == "l2":
+            return self._propose_one(system, norm)
+        if system.selection is not None or system.outputs == 1:
+            return self._propose_one(system if system.selection is not None else system.select(0), norm)
+        parts = [self._propose_one(system.select(row), norm) for row in range(system.outputs)]
+        if any(part is None for part in parts):
+            return None
+        found = [part for part in parts if part is not None]
+        lowers = [part.optimum_lower_bound for part in found]
+        return Proposal(
+            found[0].method,
+            tuple(part.proofs[0] for part in found),
+            None,
+            None if None in lowers else max(value for value in lowers if value is not None),
+        )
+
+    def _propose_cut(self, system: System, norm: str) -> Proposal | None:
+        count = len(system.layers)
+        if norm != "l2" or not system.is_chain:
             raise UnsupportedOperationError(
-                f"LipSDP bounds the l2 norm, not {norm}; use bounder=NormProduct()"
+                "cuts apply to feedforward chains of scalar activations in the l2 norm; leave them out"
             )
-        scaled, exponents = normalize(chain.require_slopes("LipSDP"))
-        method = f"LipSDP with one multiplier per {self.multipliers}, solved by {self.solver}"
+        if list(self.cuts) != sorted(set(self.cuts)) or not set(self.cuts) <= set(range(1, count + 1)):
+            raise UnsupportedOperationError(f"cuts={self.cuts} must ascend from 1 to at most {count}")
+        chain, whole = chain_of(system), replace(self, cuts=())
+        proofs = []
+        for first, last in zip((0, *self.cuts), (*self.cuts, count + 1), strict=True):
+            slopes = slice(first, last - 1)
+            part = SlopeChain(chain.weights[first:last], chain.alpha[slopes], chain.beta[slopes])
+            found = whole._solve_chain(part)
+            if found is None:
+                return None
+            selection = system.selection if last == count + 1 else None
+            proofs.append(replace(proof(found[0], found[1], system), output=selection))
+        return Proposal(f"{self.method}, cut after {self.cuts}", tuple(proofs), None, None, self.cuts)
+
+    def _propose_one(self, system: System, norm: str) -> Proposal | None:
+        if norm == "l2" and system.is_chain:
+            found = self._solve_chain(chain_of(system))
+            if found is None:
+                return None
+            rho, multipliers, lower, note = found
+            return Proposal(self.method + note, (proof(rho, multipliers, system),), None, lower)
+        return self._solve_any(system, norm)
+
+    def _solve_chain(self, chain: SlopeChain) -> tuple[float, list[np.ndarray], float | None, str] | None:
+        """Return (rho, multipliers, lower bound of the Lipschitz bound, note)."""
+        scaled, exponents = normalize(chain)
         prepared = prepare(scaled, balance=self.multipliers == "neuron")
         if is_constant(prepared.chain):
             zeros = [np.zeros(n) for n in scaled.widths[1:]]
-            return Proposal(
-                f"{method}: the function is constant", *to_stored_units(0.0, zeros, exponents), None, 0.0
-            )
-        first = start(prepared)
-        if first is None:
-            return None
+            return *to_stored_units(0.0, zeros, exponents), 0.0, ": the function is constant"
         if not scaled.alpha:  # one matrix: its norm, nothing to solve
             exact = tighten(scaled, [])
             lower = float(np.ldexp(math.sqrt(exact) * (1 - 1e-9), sum(exponents)))
-            return Proposal(f"{method}: one matrix", *to_stored_units(exact, [], exponents), None, lower)
-        prepared = rescale(prepared, first[1], first[0])
-        if not all(np.isfinite(weight).all() for weight in prepared.chain.weights):
+            return *to_stored_units(exact, [], exponents), lower, ": one matrix"
+        prepared = rescale_to_start(prepared)
+        if prepared is None:
             return None
-        multipliers, rho, lower, blend = self._solve(prepared.chain)
+        program = chain_program(prepared.chain, self.multipliers)
+        solution, note = self._minimize(program)
+        if solution is None:
+            return None
         factor = float(np.ldexp(prepared.bound_factor, sum(exponents)))
-        if blend > 1e-7:
-            method += f", its multipliers blended with {blend:.0e} of the closed form's"
-        restored = prepared.restore(multipliers)
-        rho = min(tighten(scaled, restored), rho * prepared.bound_factor**2 * (1 + 1e-6))
-        return Proposal(method, *to_stored_units(rho, restored, exponents), None, lower * factor)
+        ends = np.cumsum(prepared.chain.widths[1:])
+        restored = prepared.restore(np.split(program.spread(solution.x), ends[:-1]))
+        rho = min(tighten(scaled, restored), solution.x[0] * prepared.bound_factor**2)
+        if not solution.converged:
+            known = closed_form(scaled)
+            if known is not None and known[0] < rho:
+                rho, restored = known
+        lower = math.sqrt(max(solution.lower_bound, 0.0)) * factor
+        return *to_stored_units(rho, restored, exponents), lower, note
 
-    def _solve(self, chain: SlopeChain) -> tuple[list[np.ndarray], float, float, float]:
-        """Return (multipliers, rho, lower bound, share of the closed form), the closed form being (1, 1)."""
-        best: tuple[float, list[np.ndarray], float] = (math.inf, [], 1.0)
-        lower = 0.0
-        for values, dual in _answers(chain, self.solver, self.multipliers):
-            lower = max(lower, round_dual(chain, dual, shared=self.multipliers == "layer"))
-            for blend in _BLENDS:
-                mixed = [(1 - blend) * value + blend * 1.05 for value in values]
-                rho = tighten(chain, mixed)
-                if rho < best[0]:
-                    best = rho, mixed, blend
-            if best[0] < (1 + _GAP) ** 2 * lower**2:
-                break
-        ones = [np.full(n, 1 + 1e-6) for n in chain.widths[1:]]
-        rho = tighten(chain, ones)
-        if not best[0] <= rho:
-            best = rho, ones, 1.0
-        return best[1], best[0], lower, best[2]
+    def _solve_any(self, system: System, norm: str) -> Proposal | None:
+        inequality = inequality_of(system, norm, self.multipliers)
+        if not inequality.constant.any():
+            zero = proof_of(0.0, np.zeros(inequality.count), system, norm, self.multipliers)
+            return Proposal(f"{self.method}: the function is constant", (zero,), None, 0.0)
+        scaled = scale(inequality)
+        if scaled is None:
+            return None
+        solution, note = self._minimize(DenseProgram(scaled))
+        if solution is None:
+            return None
+        rho, multipliers = scaled.restore(solution.x)
+        lower = max(solution.lower_bound, 0.0) * scaled.start[0]
+        if not solution.rounded:
+            note += "; the lower bound of the optimum is numerical"
+        found = proof_of(rho, multipliers, system, norm, self.multipliers)
+        return Proposal(self.method + note, (found,), None, lower if norm == "linf" else math.sqrt(lower))
+
+    def _minimize(self, program: Program) -> tuple[Solution | None, str]:
+        if self.solver == "structured":
+            solution = minimize(program, tolerance=self.tolerance)
+            if solution is None or solution.converged:
+                return solution, ""
+            return solution, f"; stopped after {solution.iterations} steps"
+        return solve_generic(program, self.solver)
 
 
-def _answers(
-    chain: SlopeChain, solver: str, multipliers: str
-) -> Iterator[tuple[list[np.ndarray], np.ndarray]]:
-    """Solve min rho s.t. M >= 0 as one sparse affine map, more and more strictly, each from the last answer.
-
-    Yields (multipliers, dual matrix) for every answer that has finite numbers.
-    """
-    import cvxpy
-
-    if solver not in cvxpy.installed_solvers():
-        raise MissingDependencyError(
-            f"cvxpy finds no solver {solver!r}; installed are {', '.join(sorted(cvxpy.installed_solvers()))}"
-        )
-    size = int(chain.offsets[-1])
-    linear: Any = chain.affine_map(multipliers)
-    unknowns: Any = cvxpy.Variable(linear.shape[1], nonneg=True)
-    flat = linear @ unknowns + chain.constant_matrix().reshape(-1)
-    constraint = cvxpy.reshape(flat, (size, size), order="C") >> 0
-    problem: Any = cvxpy.Problem(cvxpy.Minimize(unknowns[0]), [constraint])
-    for settings in _SETTINGS.get(solver, [{}]):
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Solution may be inaccurate")
-                warnings.filterwarnings("ignore", message="Converting A to a CSC")
-                problem.solve(solver=solver, warm_start=True, **settings)
-        except cvxpy.SolverError:
-            continue
-        answer: Any = unknowns.value
-        dual: Any = constraint.dual_value
-        if answer is None or dual is None or not (np.isfinite(answer).all() and np.isfinite(dual).all()):
-            continue
-        values = np.maximum(np.asarray(answer, dtype=np.float64)[1:], 0.0)
-        widths = chain.widths[1:]
-        if multipliers == "layer":
-            each = [np.full(n, value) for n, value in zip(widths, values, strict=True)]
-        else:
-            each = list(np.split(values, np.cumsum(widths)[:-1]))
-        yield each, np.asarray(dual)
+def proof_of(rho: float, values: np.ndarray, system: System, norm: str, multipliers: str) -> Proof:
+    """Return the proof that gives each nonlinearity its part of the multipliers of an inequality."""
+    sizes = [system.widths[0]] if norm == "linf" else []
+    for layer in system.layers:
+        constraint = layer.constraint
+        single = isinstance(constraint, SlopeRestricted)
+        sizes.append(len(constraint.alpha) if single else len(constraint.complement))
+    if multipliers == "layer":
+        parts = [np.full(size, value) for size, value in zip(sizes, values, strict=True)]
+    else:
+        parts = np.split(values, np.cumsum(sizes)[:-1])
+    lists = tuple(tuple(part.tolist()) for part in parts)
+    if norm == "linf":
+        return Proof(rho, lists[1:], lists[0], system.selection)
+    return Proof(rho, lists, None, system.selection)

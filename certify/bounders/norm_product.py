@@ -8,8 +8,9 @@ import numpy as np
 
 from certify import checker
 from certify.bounders.base import Bounder, Proposal
+from certify.checking import network_arrays
 from certify.constraints import GroupRestricted
-from certify.lmi import Chain
+from certify.signals import System
 from weightspace.errors import UnsupportedOperationError
 
 
@@ -18,20 +19,26 @@ class NormProduct(Bounder):
     r"""Bound by $\prod_k \|W_k\| \prod_k c_k$, c the activations' own constants.
 
     l2: spectral norms, each proven by a Cholesky factorization of $s^2 I - W'W$; l-infinity: largest absolute row
-    sums. Loose, but it applies to every chain: scalar activations, GroupSort, MaxMin, Householder (l2 only).
+    sums. Sums of values add their bounds. Loose, but it applies to all but implicit networks (Householder: l2 only).
     """
 
-    def propose(self, chain: Chain, norm: str) -> Proposal | None:
-        for layer in chain.hidden:
+    def propose(self, system: System, norm: str) -> Proposal | None:
+        for layer in system.layers:
             constraint = layer.constraint
+            if layer.operation.kind == "Implicit":
+                raise UnsupportedOperationError(
+                    f"Implicit at node {layer.name!r} has no product of norms; use bounder=LipSDP()"
+                )
             if norm == "linf" and isinstance(constraint, GroupRestricted) and constraint.linf is None:
                 raise UnsupportedOperationError(
-                    f"Householder at node {layer.name!r} has no rule in the l-infinity norm; use norm='l2'"
+                    f"Householder at node {layer.name!r} has no rule in the l-infinity norm; use bounder=LipSDP()"
                 )
+        model = checker.rebuild(*network_arrays(system.network))
+        matrices = [matrix for _, matrix in model.linears]
+        if system.selection is not None and matrices:
+            matrices[-1] = checker.select_rows(matrices[-1], system.selection)
         bound = _spectral_norm if norm == "l2" else checker.row_sum_bound
-        return Proposal(
-            "product of layer norms", layer_norms=tuple(bound(weight) for weight in chain.weights)
-        )
+        return Proposal("product of layer norms", layer_norms=tuple(bound(matrix) for matrix in matrices))
 
 
 def _spectral_norm(weight: np.ndarray) -> float:

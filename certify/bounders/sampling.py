@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from certify.lmi import Chain
-from weightspace.operations import Pointwise
+from certify.signals import System
+from weightspace.network import Network, Node
+from weightspace.operations import Clip, Pointwise, Scale
+
+Function = Callable[[Tensor], Tensor]
 
 
 def sample_lower_bound(
-    chain: Chain,
+    system: System,
     norm: str = "l2",
     *,
     samples: int = 64,
@@ -26,10 +33,12 @@ def sample_lower_bound(
     Args:
         generator: source of randomness; seeded with 0 when None.
     """
-    if any(weight.size == 0 for weight in chain.weights):
+    shape = [size or 1 for size in system.network.inputs[0].shape[1:]]
+    width = math.prod(shape)
+    if not (width and system.outputs and all(system.widths)):
         return 0.0
     generator = generator or torch.Generator().manual_seed(0)
-    width = chain.weights[0].shape[1]
+    function = _function(system, shape)
     best, centers = 0.0, None
     for round_ in range(rounds):
         noise = torch.randn(samples, width, dtype=torch.float64, generator=generator)
@@ -40,38 +49,55 @@ def sample_lower_bound(
             points = centers.repeat(samples // len(centers), 1)
             points = points + noise[: len(points)] * spread.repeat(samples // len(centers), 1)
         directions = torch.randn(points.shape, dtype=torch.float64, generator=generator)
-        values = _stretchings(chain, norm, points, directions)
+        values = _stretchings(function, len(system.layers) + 1, norm, points, directions)
         order = values.argsort(descending=True)
         centers = points[order[: samples // 8]]
         best = max(best, float(values[order[0]]))
     return best * (1 - 1e-9)
 
 
-def _forward(chain: Chain, x: Tensor) -> Tensor:
-    for k, (weight, bias) in enumerate(zip(chain.weights, chain.biases, strict=True)):
-        x = torch.nn.functional.linear(x, torch.from_numpy(weight), torch.from_numpy(bias))
-        if k < len(chain.hidden):
-            operation = chain.hidden[k].operation
-            if operation == Pointwise(name="hardsigmoid"):  # torch has no second derivative of its own
-                x = (x / 6 + 0.5).clamp(0, 1)
-            elif operation is not None:
-                parameters = {role: tensor.double() for role, tensor in chain.hidden[k].parameters.items()}
-                x = operation.evaluate((x,), parameters)
-    return x
+def _function(system: System, shape: list[int]) -> Function:
+    """The network in float64 on flat inputs; of values with several rows of features, the first row."""
+    module = _twice_differentiable(system.network.astype(torch.float64)).to_module().requires_grad_(False)
+    selection = system.selection
+
+    def run(x: Tensor) -> Tensor:
+        values = module(x.reshape(len(x), *shape)).flatten(1)
+        if selection is None:
+            return values
+        first, *second = selection if isinstance(selection, tuple) else (selection,)
+        row = values[:, first]
+        return (row - values[:, second[0]] if second else row)[:, None]
+
+    return run
+
+
+def _twice_differentiable(network: Network) -> Network:
+    """Write hardsigmoid, of which torch has no second derivative, as a clipped line."""
+    nodes: list[Node] = []
+    for node in network.nodes:
+        if node.operation == Pointwise(name="hardsigmoid"):
+            line = replace(
+                node, name=f"{node.name} before clipping", operation=Scale(factor=1 / 6, shift=0.5)
+            )
+            nodes += [line, replace(node, operation=Clip(lower=0.0, upper=1.0), inputs=(line.name,))]
+        else:
+            nodes.append(node)
+    return replace(network, nodes=tuple(nodes))
 
 
 def _size(x: Tensor, norm: str) -> Tensor:
     return x.abs().amax(1) if norm == "linf" else x.norm(dim=1)
 
 
-def _stretchings(chain: Chain, norm: str, points: Tensor, directions: Tensor) -> Tensor:
+def _stretchings(function: Function, depth: int, norm: str, points: Tensor, directions: Tensor) -> Tensor:
     points = points.detach().requires_grad_()
-    values = _forward(chain, points)
+    values = function(points)
     slack = torch.finfo(torch.float64).tiny
     for step in range(4 if norm == "l2" else 2):
         if norm == "l2" or step == 0:
             directions = directions / _size(directions, norm).clamp_min(slack)[:, None]
-            images = _push(chain, points, directions)
+            images = _push(function, points, directions)
             back = (
                 images
                 if norm == "l2"
@@ -83,22 +109,22 @@ def _stretchings(chain: Chain, norm: str, points: Tensor, directions: Tensor) ->
     sizes = _size(directions, norm)
     alive = sizes > 0
     directions = torch.where(alive[:, None], directions / sizes.clamp_min(slack)[:, None], directions)
-    slopes = _size(_push(chain, points, directions), norm)
+    slopes = _size(_push(function, points, directions), norm)
     with torch.no_grad():
         step_size = 1e-4 * (_size(points, norm) + 1e-3)
         ends = points + step_size[:, None] * directions
         moved = _size(ends - points, norm).clamp_min(slack)
-        secants = _size(_forward(chain, ends) - values, norm) / moved
+        secants = _size(function(ends) - values, norm) / moved
         # rounding of the two values, amplified by the division; generous
-        noise = 1e-14 * len(chain.weights) * (_size(values, norm) + _size(points, norm) * slopes) / moved
+        noise = 1e-14 * depth * (_size(values, norm) + _size(points, norm) * slopes) / moved
         result = torch.minimum(slopes, secants - noise)
     return torch.where(alive & torch.isfinite(result), result, torch.zeros_like(result)).clamp_min(0)
 
 
-def _push(chain: Chain, points: Tensor, directions: Tensor) -> Tensor:
+def _push(function: Function, points: Tensor, directions: Tensor) -> Tensor:
     """Return the Jacobian at each point times its direction, as the derivative of the adjoint."""
     points = points.detach().requires_grad_()
-    values = _forward(chain, points)
+    values = function(points)
     dual = torch.zeros_like(values, requires_grad=True)
     (adjoint,) = torch.autograd.grad(values, points, dual, create_graph=True)
     (image,) = torch.autograd.grad(adjoint, dual, directions)

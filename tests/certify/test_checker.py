@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from fractions import Fraction
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ import torch
 import certify
 from certify import checker
 from certify.checking import check_text, network_arrays
-from certify.exact import chain_matrix, positive_semidefinite
-from certify.lmi import chain_of
-from certify.recursion import tighten
+from certify.exact import positive_semidefinite
+from certify.lmi import inequality_of
+from certify.signals import system_of
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import CheckpointError
 from weightspace.operations import (
@@ -40,6 +41,10 @@ from weightspace.operations import (
     Softmax,
 )
 from weightspace.operations.arithmetic import Add, Multiply
+
+_SPECIFICATION = spec_from_file_location("certify_structures", Path(__file__).with_name("structures.py"))
+structures = module_from_spec(_SPECIFICATION)
+_SPECIFICATION.loader.exec_module(structures)
 
 CHECKER = Path(checker.__file__)
 
@@ -101,7 +106,8 @@ def test_imports_nothing_but_numpy_and_the_standard_library():
     lines = [
         line for line in CHECKER.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))
     ]
-    assert {line.split()[1] for line in lines} <= {"hashlib", "json", "math", "sys", "numpy"}
+    allowed = {"hashlib", "json", "math", "sys", "numpy", "dataclasses", "functools"}
+    assert {line.split()[1] for line in lines} <= allowed
 
 
 def varied_networks():
@@ -143,12 +149,22 @@ def test_every_edit_is_noticed(build, he):
     for name, value in data.items():
         if isinstance(value, str):
             changes = [value[:-1] + ("0" if value[-1] != "0" else "1")]
-        elif name == "multipliers":
-            changes = [[value[0][::-1]], [value[0][:-1]], None]
+        elif name == "proofs":
+            (proof,) = value
+            numbers = proof["multipliers"]
+            changes = [[], [proof, proof], [{**proof, "rho": (1.0).hex()}], [{**proof, "output": 0}], None]
+            changes += [
+                [{**proof, "multipliers": other}] for other in ([numbers[0][::-1]], [numbers[0][:-1]], [])
+            ]
+            changes += [
+                [{**proof, "input_multipliers": []}],
+                [{**proof, "extra": 1}],
+                [{"rho": proof["rho"]}],
+            ]
         elif name == "versions":
             changes = [{**value, "numpy": "0"}]
         else:
-            changes = [1, 2, [0, 1], "x"]
+            changes = [1, 2, [0, 1], "x", {}, {"lower": [], "upper": []}, True, ["ReLU", "ReLU"]]
         for change in changes:
             if change == value:
                 continue
@@ -180,36 +196,51 @@ def accepted(text: str, network, *, exact: bool = False) -> bool:
         return False
 
 
+def proof_of(certificate, **changes):
+    """The fields of a certificate's only proof, as the checker's functions take them."""
+    return [{**dataclasses.asdict(certificate.proofs[0]), **changes}]
+
+
 def test_forgeries_with_a_fresh_digest_are_refused(build, he):
     network = build(he([3, 5, 4, 2], 1), dtype=torch.float32)
     for bounder in (certify.LipSDP(), certify.ClosedForm()):
         certificate = certify.lipschitz(network, bounder=bounder)
+        (proof,) = json.loads(certificate.to_json())["proofs"]
         rho, values = certificate.rho, [list(layer) for layer in certificate.multipliers]
         hexes = lambda layers: [[value.hex() for value in layer] for layer in layers]  # noqa: E731
+        forged = lambda proof=proof, **changes: {"proofs": [{**proof, **changes}]}  # noqa: E731
         assert check_text(rewritten(certificate), network)
         forgeries = [
-            {"rho": (rho * f).hex(), "upper_bound": (np.sqrt(rho * f)).hex()} for f in (1 - 1e-6, 0.999, 0.5)
+            {**forged(rho=(rho * f).hex()), "upper_bound": (np.sqrt(rho * f)).hex()}
+            for f in (1 - 1e-6, 0.999, 0.5)
         ]
         forgeries += [{"upper_bound": (certificate.upper_bound * (1 - 1e-12)).hex()}]
-        forgeries += [{"rho": x, "upper_bound": x} for x in ("nan", "inf", "-0x1.0p+0", (0.0).hex())]
+        forgeries += [
+            {**forged(rho=x), "upper_bound": x} for x in ("nan", "inf", "-0x1.0p+0", (0.0).hex(), "-inf")
+        ]
         for k, layer in enumerate(values):
             for factor in (1.01, 0.99, -1.0, float("nan"), float("inf"), 0.0):
                 changed = [list(other) for other in values]
                 changed[k][len(layer) // 2] *= factor
-                forgeries.append({"multipliers": hexes(changed)})
-        forgeries += [
-            {"multipliers": hexes(values[:1])},
-            {"multipliers": []},
-            {"multipliers": None},
-            {"rho": None},
-        ]
+                forgeries.append(forged(multipliers=hexes(changed)))
+        wrong = [values[:1], [], [values[0][:-1], values[1]], [*values, []], [[*values[0], 1.0], values[1]]]
+        forgeries += [forged(multipliers=hexes(lists)) for lists in wrong]
+        forgeries += [forged(output=output) for output in (0, [0, 1])]
+        forgeries += [forged(input_multipliers=numbers) for numbers in ([], hexes([[1.0] * 3])[0])]
+        forgeries += [{"proofs": proofs} for proofs in ([], [proof] * 2, None)]
         forgeries += [{"network_hash": "0" * 64}, {"norm": "linf"}, {"output": 7}, {"kind": "norm product"}]
+        forgeries += [{"cuts": cuts} for cuts in ([1], [0], [2, 1], [1, 2], [1.0])]
+        forgeries += [{"activations": names} for names in ([], ["ReLU"], ["Tanh", "ReLU"], ["ReLU"] * 3)]
+        forgeries += [{"layer_norms": []}, {"arithmetic": "float32"}, {"delta": (0.0).hex()}]
         forgeries += [
             {"sampled_lower_bound": (2 * certificate.upper_bound).hex()},
-            {"version": 2},
+            {"version": 1},
             {"region": "box"},
         ]
         for forgery in forgeries:
+            if {"norm", "output", "region", "arithmetic"} & forgery.keys():  # as a forger would
+                norm, output, arithmetic = (forgery.get(k, d) for k, d in zip(CLAIMED, ("l2", None, "real")))
+                forgery["claim"] = checker.claim(norm, output, forgery.get("region"), arithmetic)
             text = rewritten(certificate, **forgery)
             if accepted(
                 text, network
@@ -222,17 +253,21 @@ def test_forgeries_with_a_fresh_digest_are_refused(build, he):
         assert not check_text(moved, other)
 
 
+CLAIMED = ("norm", "output", "arithmetic")
+
+
 def test_rejects_just_below_the_boundary_and_accepts_just_above(build, he):
     for seed in range(4):
-        network = build(he([8, 16, 16, 4], seed), dtype=torch.float32)
+        network = build(he([4, 8, 7, 3], seed), dtype=torch.float32)
         certificate = certify.lipschitz(network, bounder=certify.ClosedForm())
-        chain = chain_of(network).require_slopes("test")
-        boundary = tighten(chain, [np.array(v) for v in certificate.multipliers])
-        weights, hidden = checker.rebuild_chain(*network_arrays(network))
-        checker.check_multipliers(weights, hidden, boundary * (1 + 1e-9), certificate.multipliers)
-        for factor in (1.0, 1 - 1e-9, 1 - 1e-6, 0.999):
+        program = structures.Program(network, "l2", None)
+        boundary = program.boundary(np.concatenate([[certificate.rho], *certificate.multipliers]))
+        checker.check_proofs(program.model, "l2", None, [], proof_of(certificate, rho=boundary * (1 + 1e-9)))
+        for factor in (1 - 1e-11, 1 - 1e-9, 1 - 1e-6, 0.999):
             with pytest.raises(checker.Refused):
-                checker.check_multipliers(weights, hidden, boundary * factor, certificate.multipliers)
+                checker.check_proofs(
+                    program.model, "l2", None, [], proof_of(certificate, rho=boundary * factor)
+                )
 
 
 ACTIVATIONS = [ReLU(), LeakyReLU(negative_slope=0.25), SiLU(), Absolute(), LeakyReLU(negative_slope=-0.125)]
@@ -248,29 +283,19 @@ def test_nothing_is_accepted_that_exact_arithmetic_refutes(build, activation):
             rng.normal(size=(b, a)).round(int(rng.integers(1, 8))) for a, b in itertools.pairwise(widths)
         ]
         network = build(matrices, activation)
-        weights, hidden = checker.rebuild_chain(*network_arrays(network))
         certificate = certify.lipschitz(network, bounder=certify.ClosedForm())
-        if certificate.rho == 0:
+        if not certificate.rho:
             continue
-        chain = chain_of(network).require_slopes("test")
-        values = [np.array(layer) * rng.choice([1, 1 + 1e-3, 2]) for layer in certificate.multipliers]
-        rho = tighten(chain, values)
-        if not np.isfinite(rho) or rho == 0:
+        program = structures.Program(network, "l2", None)
+        lists = [np.array(layer) * rng.choice([1, 1 + 1e-3, 2]) for layer in certificate.multipliers]
+        values = np.concatenate([[certificate.rho], *lists])
+        rho = program.boundary(values)
+        if rho is None:
             continue
-        rho *= 1 + float(rng.choice([0, 1, -1])) * 10.0 ** -float(rng.integers(6, 17))
-        slopes = [entry[1:] for entry in hidden]
-        pruned, kept_slopes, kept = checker.prune(weights, slopes, values)
-        if any(weight.size == 0 for weight in pruned):
-            continue
-        exact = chain_matrix(
-            [[[Fraction(float(w)) for w in row] for row in weight] for weight in pruned],
-            kept_slopes,
-            Fraction(rho),
-            [[Fraction(float(v)) for v in layer] for layer in kept],
-        )
-        truth = positive_semidefinite(exact)
+        values[0] = rho * (1 + float(rng.choice([0, 1, -1])) * 10.0 ** -float(rng.integers(6, 17)))
+        truth = program.holds(values)
         try:
-            checker.check_multipliers(weights, hidden, rho, values)
+            checker.check_proofs(program.model, "l2", None, [], [program.proof(values)])
             assert truth, (case, rho)
             accepted += 1
         except checker.Refused:
@@ -297,32 +322,54 @@ def test_exact_definiteness():
     assert not positive_semidefinite([[f(0), f(1)], [f(1), f(2)]])
 
 
-def test_matrix_inequality_equals_the_one_of_the_solvers(build, he):
+@pytest.mark.parametrize("structure", ["chain", "residual", "concat", "mixed slopes", "implicit", "scaled"])
+def test_matrix_inequality_equals_the_one_of_the_solvers(structure):
     rng = np.random.default_rng(2)
-    for activation in ACTIVATIONS:
-        chain = chain_of(build(he([3, 4, 5, 2], 6), activation)).require_slopes("test")
-        values = [rng.random(4), rng.random(5)]
-        dense = chain.matrix(2.5, values)
-        exact = chain_matrix(
-            [[[Fraction(float(w)) for w in row] for row in weight] for weight in chain.weights],
-            list(zip(chain.alpha, chain.beta, strict=True)),
-            Fraction(2.5),
-            [[Fraction(float(v)) for v in layer] for layer in values],
-        )
-        np.testing.assert_allclose(dense, np.array(exact, dtype=float), atol=1e-12)
-        flat = chain.affine_map("neuron") @ np.concatenate(
-            [[2.5], *values]
-        ) + chain.constant_matrix().reshape(-1)
-        np.testing.assert_allclose(flat.reshape(dense.shape), dense, atol=1e-12)
-        ones = [np.full(4, 0.7), np.full(5, 0.2)]
-        flat = chain.affine_map("layer") @ np.array([2.5, 0.7, 0.2]) + chain.constant_matrix().reshape(-1)
-        np.testing.assert_allclose(flat.reshape(dense.shape), chain.matrix(2.5, ones), atol=1e-12)
+    network = structures.draw_network(structure, 6)
+    for norm, output in (("l2", None), ("l2", (0, 1)), ("linf", (0, 1))):
+        program = structures.Program(network, norm, output)
+        values = rng.random(len(program.columns)) + 0.1
+        solvers = inequality_of(system_of(network, output), norm).matrix(values[0], values[1:])
+        np.testing.assert_allclose(solvers, program.float_matrix(values), atol=1e-12)
+
+
+@pytest.mark.parametrize("structure", ["GroupSort 2", "GroupSort 3", "Householder 3", "mixed groups"])
+def test_matrix_inequality_of_groups_holds_where_that_of_the_solvers_does(structure):
+    network = structures.draw_network(structure, 6)
+    for norm, output in (("l2", None), ("linf", 1)):
+        program = structures.Program(network, norm, output)
+        values = program.solve()
+        solvers = inequality_of(system_of(network, output), norm)
+        boundary = program.boundary(values)
+        for factor, definite in ((1 + 1e-7, True), (1 - 1e-7, False)):
+            smallest = np.linalg.eigvalsh(solvers.matrix(boundary * factor, values[1:]))[0]
+            assert (smallest > 0) == definite
+
+
+def test_the_general_path_agrees_with_that_of_chains():
+    for seed in range(6):
+        program = structures.Program(structures.draw_network("chain", seed), "l2", (None, 1)[seed % 2])
+        values = program.solve()
+        rho, proof = program.boundary(values), program.proof(values)
+        for factor, holds in ((1 + 1e-9, True), (1 - 1e-9, False)):
+            matrix, error = checker.inequality(
+                program.model, "l2", program.output, rho * factor, proof["multipliers"]
+            )
+            chosen = [{**proof, "rho": rho * factor}]
+            if holds:
+                assert checker._factor([matrix], [], error) > 0
+                assert checker.check_proofs(program.model, "l2", program.output, [], chosen)[1] > 0
+                continue
+            with pytest.raises(checker.Refused):
+                checker._factor([matrix], [], error)
+            with pytest.raises(checker.Refused):
+                checker.check_proofs(program.model, "l2", program.output, [], chosen)
 
 
 def test_norm_products_are_refused_when_a_norm_is_too_small(build, he):
     for norm in ("l2", "linf"):
         network = build(he([3, 5, 2], 7), GroupSort(group_size=5), torch.float32)
-        certificate = certify.lipschitz(network, norm=norm)
+        certificate = certify.lipschitz(network, norm=norm, bounder=certify.NormProduct())
         assert certify.check(certificate, network)
         first, second = certificate.layer_norms
         for norms in (
@@ -396,9 +443,9 @@ def test_byte_order_does_not_change_the_weights(build, he, tmp_path, capsys):
         graph, arrays = stored(network, tmp_path / "network.npz")
         swapped = {name: array.astype(array.dtype.newbyteorder(">")) for name, array in arrays.items()}
         path = written(tmp_path / "swapped.npz", graph, swapped)
-        rebuilt, _ = checker.rebuild_chain(*checker.load_network(path))
-        expected, _ = checker.rebuild_chain(*network_arrays(network))
-        for weight, original in zip(rebuilt, expected, strict=True):
+        rebuilt = checker.rebuild(*checker.load_network(path)).linears
+        expected = checker.rebuild(*network_arrays(network)).linears
+        for (_, weight), (_, original) in zip(rebuilt, expected, strict=True):
             np.testing.assert_array_equal(weight, original)
         assert checked(path, certify.lipschitz(network).to_json(), capsys)[0] == 0
 

@@ -56,8 +56,10 @@ def test_flags(network_file):
     assert run("certify", network_file, "--output", "0,1", "--multipliers", "layer")[0] == 0
     assert run("certify", network_file, "--solver", "SCS")[0] == 0
     for wrong in (
-        ("--output", "a"), ("--output", "7"), ("--output", "0,1,1"), ("--solver", "structured"),
-        ("--norm", "linf", "--method", "lipsdp"), ("--method", "norm-product", "--solver", "SCS"),
+        ("--output", "a"), ("--output", "7"), ("--output", "0,1,1"), ("--solver", "NONE"),
+        ("--norm", "linf", "--method", "closed-form"), ("--cut", "9"),
+            ("--cut", "x"), ("--arithmetic", "float32"), ("--box", "missing.json"),
+        ("--method", "norm-product", "--solver", "SCS"),
         ("--max-lipschitz", "nan"), ("--max-lipschitz", "-1"),
     ):  # fmt: skip
         code, text = run("certify", network_file, *wrong)

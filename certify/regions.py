@@ -1,0 +1,54 @@
+"""Regions of the input to which a claim may be restricted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightspace.errors import NonFiniteError, ShapeError
+
+
+@dataclass(frozen=True)
+class Box:
+    """All x with lower <= x <= upper, entry by entry of one sample in row-major order.
+
+    Attributes:
+        lower, upper: given as arrays, tensors or sequences of one shape; kept as tuples of floats.
+    Raises:
+        ShapeError: the corners have different shapes, or a lower end is above its upper one.
+        NonFiniteError: NaN or infinite ends.
+    """
+
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+
+    def __init__(
+        self,
+        lower: Tensor | np.ndarray | Sequence[float],
+        upper: Tensor | np.ndarray | Sequence[float],
+    ):
+        ends = [torch.as_tensor(end).detach().cpu().double() for end in (lower, upper)]
+        if ends[0].shape != ends[1].shape:
+            raise ShapeError(
+                f"Box needs corners of one shape; lower is {tuple(ends[0].shape)}, upper {tuple(ends[1].shape)}"
+            )
+        low, high = (end.flatten() for end in ends)
+        for name, end in (("lower", low), ("upper", high)):
+            if not bool(end.isfinite().all()):
+                entry = int((~end.isfinite()).nonzero()[0])
+                raise NonFiniteError(f"Box needs finite ends; {name}[{entry}] is {float(end[entry])}")
+        if bool((low > high).any()):
+            entry = int((low > high).nonzero()[0])
+            raise ShapeError(
+                f"Box needs lower <= upper; entry {entry} runs from {float(low[entry])} to {float(high[entry])}; "
+                "exchange the two"
+            )
+        object.__setattr__(self, "lower", tuple(low.tolist()))
+        object.__setattr__(self, "upper", tuple(high.tolist()))
+
+    def __repr__(self) -> str:
+        return f"Box({len(self.lower)} inputs)"

@@ -1,0 +1,1 @@
+"""Our own solver for the semidefinite programs of LipSDP."""
