@@ -42,7 +42,7 @@ def check_exactly(fields: Mapping[str, Any], graph: Mapping[str, Any], parameter
         _decide(part, norm, proof)
     rhos = [Fraction(proof["rho"]) for proof in fields["proofs"]]
     square = math.prod(rhos) * math.prod(Fraction(c) ** 2 for c in constants)
-    if upper < max(rhos) if norm == "linf" else upper * upper < square:
+    if upper < max(rhos, default=0) if norm == "linf" else upper * upper < square:
         raise checker.Refused("the stated bound is below that of the proofs")
 
 
@@ -236,7 +236,7 @@ def _norm_product(
             constants.append(value * given[0])
         elif step.rule in ("slopes", "scale"):
             sides = [step.matrix] if step.rule == "scale" else [step.low, step.high]
-            constants.append(Fraction(float(np.abs(np.concatenate(sides)).max())) * given[0])
+            constants.append(Fraction(float(np.abs(np.concatenate(sides)).max(initial=0.0))) * given[0])
         elif step.rule == "sum":
             constants.append(given[0] + given[1])
         elif step.rule == "concat":
@@ -259,6 +259,10 @@ def _require_norm(matrix: Matrix, norm: str, output: int | tuple[int, int] | Non
         matrix = [matrix[output]]
     if value < 0:
         raise checker.Refused("a layer's norm is negative")
+    if not any(map(any, matrix)):
+        return
+    if not any(map(any, matrix)):
+        return
     if norm == "linf":
         if max(sum(map(abs, row)) for row in matrix) > value:
             raise checker.Refused("a layer's l-infinity norm is above its stated bound")

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.sparse
 
 from certify.constraints import Constraint, SlopeRestricted
-from certify.signals import Signal, System
+from certify.signals import Signal, System, seen
 from weightspace.errors import UnsupportedOperationError
 
 
@@ -212,13 +212,13 @@ def chain_of(system: System) -> SlopeChain:
     """
     slopes = []
     for k, layer in enumerate(system.layers):
-        if not isinstance(layer.constraint, SlopeRestricted) or set(layer.signal) - {k}:
+        if not isinstance(layer.constraint, SlopeRestricted) or seen(layer.signal) - {k}:
             raise UnsupportedOperationError(
                 f"{layer.operation.kind} at node {layer.name!r} is no scalar activation in a feedforward chain, which "
                 "this method needs; use bounder=LipSDP()"
             )
         slopes.append(layer.constraint)
-    if set(system.output) - {len(slopes)}:
+    if seen(system.output) - {len(slopes)}:
         raise UnsupportedOperationError(
             "the output is not a linear map of the last layer alone, which this method needs; use bounder=LipSDP()"
         )

@@ -52,6 +52,11 @@ Output = int | tuple[int, int] | None
 Signal = Mapping[int, np.ndarray]  # block of z -> matrix; blocks that are missing count as zero
 
 
+def seen(signal: Signal) -> set[int]:
+    """Return the blocks that a signal depends on."""
+    return {k for k, matrix in signal.items() if matrix.any()}
+
+
 @dataclass(frozen=True, eq=False)
 class Nonlinearity:
     r"""$v_k$, what `constraint` leaves unknown of $\phi(y_k)$ with $y_k = \sum_j$ `signal[j]` $v_j$.
@@ -101,7 +106,7 @@ class System:
     def is_chain(self) -> bool:
         """True where each nonlinearity is slope-restricted and sees only the one before it."""
         signals = [*(layer.signal for layer in self.layers), self.output]
-        return all(set(signal) <= {k} for k, signal in enumerate(signals)) and all(
+        return all(seen(signal) <= {k} for k, signal in enumerate(signals)) and all(
             isinstance(layer.constraint, SlopeRestricted) for layer in self.layers
         )
 
@@ -159,7 +164,7 @@ class _Walk:
     def __init__(self, network: Network, eliminate: bool):
         self.network, self.eliminate = network, eliminate
         self.values: dict[str, _Value] = {}
-        self.widths: list[int] = [0]
+        self.widths: list[int] = [-1]  # the input's, until something uses it
         self.layers: list[Nonlinearity] = []
 
     def run(self, output: Output) -> System:
@@ -171,7 +176,7 @@ class _Walk:
             if node.name in needed:
                 self.values[node.name] = self.visit(node)
         value = self.values[self.network.outputs[0]]
-        if not self.widths[0]:
+        if self.widths[0] < 0:
             self.widths[0] = value.width
         system = System(tuple(self.widths), tuple(self.layers), value.dense(), self.network, None)
         if not system.output:  # a constant
@@ -219,7 +224,7 @@ class _Walk:
             raise UnsupportedOperationError(
                 f"{place} has no fixed width (shape {node.shape}); certify needs one"
             )
-        if value.is_input and self.widths[0] in (0, width):
+        if value.is_input and self.widths[0] in (-1, width):
             self.widths[0] = width
             return _Value(width, {0: None})
         if value.width != width:
@@ -231,7 +236,7 @@ class _Walk:
 
     def reshaped(self, node: Node, value: _Value, place: str) -> _Value:
         before = self.network.node(node.inputs[0])
-        if not (value.is_input and not self.widths[0]) and node.shape != before.shape:
+        if not (value.is_input and self.widths[0] < 0) and node.shape != before.shape:
             raise UnsupportedOperationError(
                 f"{place} changes the shape after the first layer, which the certificates of this version do not "
                 "follow; reshape the input or the result outside"

@@ -85,7 +85,9 @@ class _Implicit(torch.autograd.Function):
         _save(ctx, inputs, output)
         ctx.save_for_forward(*inputs[:4], output)
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _backward(ctx, *gradients)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
@@ -135,9 +137,9 @@ def implicit(
 ) -> Tensor:
     r"""Return the fixed point $z = \varphi(W z + U x + b)$ of each sample, solved in float64.
 
-    Differentiable to any order and in both modes by the implicit function theorem, $dz = (I - D W)^{-1} D\,(dW z + dU x + U dx + db)$
-    with D = diag(phi'). Where several fixed points exist, one of them is returned. A sample that is not
-    finite gives NaN.
+    Differentiable to any order and in both modes by the implicit function theorem,
+    $dz = (I - D W)^{-1} D\,(dW z + dU x + U dx + db)$ with D = diag(phi'). Where several fixed points exist, one of
+    them is returned. A sample that is not finite gives NaN.
 
     Args:
         x: (..., m).

@@ -72,9 +72,9 @@ class LipSDP(Bounder):
         if system.selection is not None or system.outputs == 1:
             return self._propose_one(system if system.selection is not None else system.select(0), norm)
         parts = [self._propose_one(system.select(row), norm) for row in range(system.outputs)]
-        if any(part is None for part in parts):
-            return None
         found = [part for part in parts if part is not None]
+        if not found or len(found) < len(parts):
+            return None
         lowers = [part.optimum_lower_bound for part in found]
         return Proposal(
             found[0].method,

@@ -33,7 +33,8 @@ def sample_lower_bound(
     Args:
         generator: source of randomness; seeded with 0 when None.
     """
-    shape = [size or 1 for size in system.network.inputs[0].shape[1:]]
+    known = system.network.inputs[0].shape
+    shape = [size or 1 for size in (known[1:] if len(known) > 1 else known)]
     width = math.prod(shape)
     if not (width and system.outputs and all(system.widths)):
         return 0.0
@@ -60,9 +61,13 @@ def _function(system: System, shape: list[int]) -> Function:
     """The network in float64 on flat inputs; of values with several rows of features, the first row."""
     module = _twice_differentiable(system.network.astype(torch.float64)).to_module().requires_grad_(False)
     selection = system.selection
+    fixed = system.network.inputs[0].shape[0] == 1 and len(system.network.inputs[0].shape) > 1
 
     def run(x: Tensor) -> Tensor:
-        values = module(x.reshape(len(x), *shape)).flatten(1)
+        if fixed:  # reshaping may insist on a batch of one
+            values = torch.cat([module(row.reshape(1, *shape)).flatten(1) for row in x])
+        else:
+            values = module(x.reshape(len(x), *shape)).flatten(1)
         if selection is None:
             return values
         first, *second = selection if isinstance(selection, tuple) else (selection,)

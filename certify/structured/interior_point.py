@@ -65,7 +65,8 @@ class _Search:
         iterations, alive = 0, self.begin()
         with np.errstate(all="ignore"):  # a step that overflows is refused by its Cholesky factorization
             while alive and iterations < limit and not self.finished():
-                alive = self.advance()
+                step = self.direction()
+                alive = step is not None and self.move(*step)
                 iterations += 1
         if alive or iterations:
             self.measure(final=True)
@@ -119,8 +120,8 @@ class _Search:
                 lower = -self.program.constant_product(self.dual) - allowance
             self.lower = max(self.lower, lower)
 
-    def advance(self) -> bool:
-        """Take one step; False where rounding allows none."""
+    def direction(self) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return the changes of x, Z and zeta; None where rounding allows none."""
         program, x, dual, zeta = self.program, self.x, self.dual, self.zeta
         inverse_signal, signal = program.signal(self.inverse), program.signal(dual)
         schur_matrix = program.schur(program.forms(self.inverse, inverse_signal), program.forms(dual, signal))
@@ -135,7 +136,7 @@ class _Search:
         product = float(x @ adjoint) + constant + self.shift * float(np.trace(dual)) + float(x[1:] @ zeta)
         mu = product / (program.size + (program.count if cone else 0))
         if not (mu > 0 and math.isfinite(mu)):
-            return False
+            return None
         moved = 0.0  # op(sym(S shift Z)): what removing the shift does to the dual
         if self.shift:
             removed = self.factor.solve(self.shift * dual)
@@ -174,7 +175,7 @@ class _Search:
         d_dual -= self.newton(dx, dual, signal)
         d_zeta = (sigma * mu / x[1:] - zeta - zeta * dx[1:] / x[1:] - second) if cone else zeta
         self.gap = max(mu * program.size, abs(adjoint[0] - 1) * x[0]) / x[0]
-        return self.move(dx, d_dual, d_zeta)
+        return dx, d_dual, d_zeta
 
     def newton(self, dx: np.ndarray, matrix: np.ndarray, signal: np.ndarray) -> np.ndarray:
         """Return sym(S (dM(dx) - shift I) X)."""
@@ -222,7 +223,8 @@ class _Search:
             return False
         dual_factor = None
         for _ in range(30):
-            candidate = self.dual + dual_step * d_dual
+            candidate = dual_step * d_dual
+            candidate += self.dual
             try:
                 dual_factor = np.linalg.cholesky(candidate)
                 break
@@ -230,9 +232,9 @@ class _Search:
                 dual_step *= 0.8
         if dual_factor is None:
             return False
+        self.dual, self.dual_factor = candidate, dual_factor
         self.x, self.factor, self.shift = self.x + step * dx, factor, shift
         self.inverse = factor.inverse()
-        self.dual, self.dual_factor = candidate, dual_factor
         self.zeta = self.zeta + dual_step * d_zeta if not self.program.signed else self.zeta
         self.failures = self.failures + 1 if max(step, dual_step) < 1e-3 else 0
         return self.failures < 3

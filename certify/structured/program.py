@@ -199,7 +199,8 @@ class Program(ABC):
         $Q_x = Q'XP$, $P_x = P'XP$, $R_x = Q'XQ$.
         """
         low, high, m = self.low, self.high, len(self.low)
-        inner = np.empty((m, m))
+        full = np.empty((m + 1, m + 1))
+        inner = full[1:, 1:]
         for rows in _tiles(m):
             for columns in _tiles(rows.stop):
                 pp, qp, pq, qq = left.tile(rows, columns, low, high)
@@ -212,8 +213,8 @@ class Program(ABC):
                 inner[columns, rows] = tile.T
         if self.starts is not None:
             inner = np.add.reduceat(np.add.reduceat(inner, self.starts, axis=0), self.starts, axis=1)
-        full = np.empty((self.count + 1, self.count + 1))
-        full[1:, 1:] = inner
+            full = np.empty((self.count + 1, self.count + 1))
+            full[1:, 1:] = inner
         cross = np.zeros(m)
         for near, far in ((left, right), (right, left)):
             p_base = near.own_base + low[:, None] * near.mixed_base

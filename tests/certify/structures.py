@@ -87,8 +87,8 @@ class Draw:
 
 def residual(d):
     h = d.linear(d.input(2), 3)
-    for activation in (ReLU(), Tanh()):
-        h = d.add(Add(), h, d.linear(d.add(activation, d.linear(h, 2)), 3, 0.5))
+    for operation, activation in ((Add(), ReLU()), (Subtract(), Tanh())):
+        h = d.add(operation, h, d.linear(d.add(activation, d.linear(h, 2)), 3, 0.5))
     return d.linear(h, 2)
 
 
@@ -213,6 +213,29 @@ def exact_model(network):
             step = checker.replace(step, matrix=np.array(factors, dtype=object), relative=0.0)
         steps.append(step)
     return checker.Model(tuple(steps))
+
+
+def inexact_networks():
+    """Networks that begin with Linear and BatchNorm, whose factors are then taken as known up to some error."""
+
+    def start(d):
+        return d.normalized(d.linear(d.input(2), 4))
+
+    ends = {
+        "Linear": lambda d, h: d.linear(d.linear(h, 3), 2),
+        "Scale": lambda d, h: d.linear(d.add(Scale(factor=-3.0), h), 2),
+        "Add": lambda d, h: d.add(Subtract(), h, d.linear(d.add(Add(), h, d.add(ReLU(), h)), 4)),
+        "Concat": lambda d, h: d.linear(d.add(Concat(axis=1), h, d.add(Slice(axis=1, start=2), h)), 2),
+        "ReLU": lambda d, h: d.linear(d.add(ReLU(), h), 2),
+        "SiLU": lambda d, h: d.linear(d.add(SiLU(), h), 2),
+        "GroupSort": lambda d, h: d.linear(d.add(GroupSort(group_size=4), h), 2),
+        "Householder": lambda d, h: d.linear(d.householder(h, 2), 2),
+        "Implicit": lambda d, h: d.linear(d.implicit(h, 3, activation="LeakyReLU", negative_slope=0.5), 2),
+        "output": lambda d, h: h,
+    }
+    for name, end in ends.items():
+        d = Draw(1)
+        yield name, d.builder.build([end(d, start(d))])
 
 
 class Program:

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import certify
+import weightspace
 from certify import checker
 from certify.bounders.closed_form import to_stored_units
 from certify.checking import network_arrays
@@ -196,6 +199,16 @@ def test_published_examples(build, lipsdp_example, name, neuron, layer, closed, 
     assert neuron <= best <= closed * (1 + 1e-5)
 
 
+def test_acas_xu():
+    folder = os.environ.get("WEIGHTSPACE_DATA")
+    if not folder or not (Path(folder) / "acasxu").is_dir():
+        pytest.skip("WEIGHTSPACE_DATA holds no acasxu")
+    network = weightspace.read(Path(folder) / "acasxu" / "ACASXU_run2a_1_1_batch_2000.onnx")
+    certificate = certify.lipschitz(network)
+    assert certificate.upper_bound == pytest.approx(88258.0, rel=3e-5)
+    assert certify.check(certificate, network)
+
+
 def test_a_chain_cut_in_two(build, lipsdp_example, he):
     network = build(lipsdp_example("random_weights"))
     layers = len(lipsdp_example("random_weights")) - 1
@@ -363,6 +376,17 @@ def test_unusual_chains():
         assert "LipSDP" in certificate.method
         assert certificate.sampled_lower_bound <= certificate.upper_bound
         assert certify.check(certificate, network, exact=True)
+
+
+def test_one_vector_without_a_batch_axis():
+    builder = NetworkBuilder()
+    weight = builder.parameter("w", torch.randn(3, 4, dtype=torch.float64))
+    node = builder.input("x", (4,), torch.float64)
+    node = builder.add(ReLU(), builder.add(Linear(weight=weight), node))
+    network = builder.build([node])
+    certificate = certify.lipschitz(network)
+    assert 0 < certificate.sampled_lower_bound <= certificate.upper_bound
+    assert certify.check(certificate, network, exact=True)
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def test_slope_is_the_derivative(activation):
     torch.testing.assert_close(activation_slope(activation, 0.3, a), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch warns about itself
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_gradients_of_first_and_second_order(activation, bias):
@@ -105,7 +106,7 @@ def test_gradients_of_first_and_second_order(activation, bias):
     def function(*tensors):
         return implicit(*tensors, activation=activation, negative_slope=0.2)
 
-    assert torch.autograd.gradcheck(function, arguments)
+    assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
     assert torch.autograd.gradgradcheck(function, arguments)
 
 
@@ -125,6 +126,23 @@ def test_jacobian_product_by_two_backward_passes(activation, dtype):
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     expected = (jacobian @ direction[..., None])[..., 0]
     torch.testing.assert_close(image, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize("trained", [True, False])
+def test_function_transforms(trained):
+    torch.manual_seed(0)
+    layer = Implicit(3, 4, "Tanh").double().requires_grad_(trained)
+    x, direction = normal(5, 3), normal(5, 3, seed=1)
+    jacobians = torch.stack([torch.autograd.functional.jacobian(layer, row) for row in x])
+    torch.testing.assert_close(torch.vmap(torch.func.jacrev(layer))(x), jacobians)
+    torch.testing.assert_close(torch.vmap(torch.func.jacfwd(layer))(x), jacobians)
+    _, image = torch.func.jvp(layer, (x,), (direction,))
+    torch.testing.assert_close(image, (jacobians @ direction[..., None])[..., 0])
+    weights = torch.stack([contraction(4, norm) for norm in (0.2, 0.9)])
+    found = torch.vmap(lambda w: implicit(x, w, layer.input_weight, activation="Tanh"))(weights)
+    expected = [implicit(x, w, layer.input_weight, activation="Tanh") for w in weights]
+    torch.testing.assert_close(found, torch.stack(expected))
 
 
 def test_it_can_be_trained():

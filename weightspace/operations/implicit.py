@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weightspace.equilibrium import implicit
 from weightspace.fixed_point import IMPLICIT_ACTIVATIONS
-from weightspace.layers import implicit
 from weightspace.operations.base import Operation, parameter
 
 
