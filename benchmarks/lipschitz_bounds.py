@@ -20,6 +20,7 @@ from weightspace.state_dicts import perceptron
 REFERENCE = {
     ("random_weights", "LipSDP neuron"): 36.482,
     ("random_weights", "LipSDP layer"): 39.839,
+    ("random_weights", "LipSDP neuron, cut in the middle"): 37.668,
     ("mnist_weights", "LipSDP neuron"): 24.3663,
 }
 
@@ -33,8 +34,9 @@ def main() -> None:
         matrices = scipy.io.loadmat(Path(data) / "lipsdp" / f"{name}.mat")["weights"].ravel()
         network = perceptron({f"{k}.weight": torch.tensor(matrix) for k, matrix in enumerate(matrices)})
         for method, bounder in {
-            "LipSDP neuron": certify.LipSDP(solver="SCS"),
-            "LipSDP layer": certify.LipSDP(solver="SCS", multipliers="layer"),
+            "LipSDP neuron": certify.LipSDP(),
+            "LipSDP layer": certify.LipSDP(multipliers="layer"),
+            "LipSDP neuron, cut in the middle": certify.LipSDP(cuts=(len(matrices) // 2,)),
             "closed form": certify.ClosedForm(),
             "norm product": certify.NormProduct(),
         }.items():
