@@ -126,7 +126,6 @@ class _Search:
         inverse_signal, signal = program.signal(self.inverse), program.signal(dual)
         schur_matrix = program.schur(program.forms(self.inverse, inverse_signal), program.forms(dual, signal))
         adjoint_inverse = program.adjoint(self.inverse, inverse_signal)
-        del inverse_signal
         adjoint = program.adjoint(dual, signal)
         cone = not program.signed
         if cone:
@@ -139,11 +138,12 @@ class _Search:
             return None
         moved = 0.0  # op(sym(S shift Z)): what removing the shift does to the dual
         if self.shift:
-            removed = self.factor.solve(self.shift * dual)
-            moved = self.adjoint(symmetrize(removed))
+            moved = program.adjoint_of_product(self.inverse, inverse_signal, self.shift * dual)
 
         dx = schur.solve(moved - self.goal)
-        d_dual = -dual - self.newton(dx, dual, signal)
+        d_dual = symmetrize(self.factor.solve(self.image(dx, dual, signal)))
+        d_dual += dual
+        np.negative(d_dual, out=d_dual)
         d_zeta = -zeta - zeta * dx[1:] / x[1:]
         primal_step = self.primal_step(dx)
         dual_step = self.dual_step(d_dual, d_zeta)
@@ -161,28 +161,30 @@ class _Search:
         short = min(primal_step, dual_step)
         sigma = float(np.clip(ratio**3 if short >= 0.1 else ratio**2, 0.3 if short < 0.2 else 1e-3, 1.0))
 
-        correction = self.newton(dx, d_dual, d_signal)
+        image = self.image(dx, d_dual, d_signal)  # C = sym(S image), of which only op(C) is needed yet
         del d_signal
-        right = sigma * mu * adjoint_inverse - self.adjoint(correction) - self.goal + moved
+        correction = program.adjoint_of_product(self.inverse, inverse_signal, image)
+        del inverse_signal
+        right = sigma * mu * adjoint_inverse - correction - self.goal + moved
         second = dx[1:] * d_zeta / x[1:] if cone else 0.0
         if cone:
             right[1:] += sigma * mu / x[1:] - second
         dx = schur.solve(right)
+        image += self.image(dx, dual, signal)
         np.multiply(self.inverse, sigma * mu, out=d_dual)
         d_dual -= dual
-        d_dual -= correction
-        del correction
-        d_dual -= self.newton(dx, dual, signal)
+        d_dual -= symmetrize(self.factor.solve(image))
+        del image
         d_zeta = (sigma * mu / x[1:] - zeta - zeta * dx[1:] / x[1:] - second) if cone else zeta
         self.gap = max(mu * program.size, abs(adjoint[0] - 1) * x[0]) / x[0]
         return dx, d_dual, d_zeta
 
-    def newton(self, dx: np.ndarray, matrix: np.ndarray, signal: np.ndarray) -> np.ndarray:
-        """Return sym(S (dM(dx) - shift I) X)."""
+    def image(self, dx: np.ndarray, matrix: np.ndarray, signal: np.ndarray) -> np.ndarray:
+        """Return (dM(dx) - shift I) X."""
         image = self.program.image(dx, matrix, signal)
         if self.shift:
             image -= self.shift * matrix
-        return symmetrize(self.factor.solve(image))
+        return image
 
     def adjoint(self, matrix: np.ndarray) -> np.ndarray:
         return self.program.adjoint(matrix, self.program.signal(matrix))

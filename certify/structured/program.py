@@ -188,6 +188,20 @@ class Program(ABC):
         trace = np.trace(matrix[: self.base, : self.base])
         return np.concatenate([[trace], self.collect(2 * values)])
 
+    def adjoint_of_product(self, left: np.ndarray, signal: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return op(sym(X G)) for symmetric X with its signal and any G, without forming X G."""
+        transposed = right.T
+        right_signal = self.signal(transposed)
+        values = np.empty(len(self.low))
+        for rows in _tiles(len(values)):
+            inner = slice(self.base + rows.start, self.base + rows.stop)
+            low, high = self.low[rows, None], self.high[rows, None]
+            first, second = transposed[inner], right_signal[rows]
+            values[rows] = np.einsum("ij,ij->i", left[inner] + high * signal[rows], first + low * second)
+            values[rows] += np.einsum("ij,ij->i", left[inner] + low * signal[rows], first + high * second)
+        trace = float(np.sum(left[: self.base] * transposed[: self.base]))
+        return np.concatenate([[trace], self.collect(values)])
+
     def signal_diagonal(self, signal: np.ndarray) -> np.ndarray:
         """Return diag(YXY') from YX."""
         return np.diagonal(self.signal_right(signal))

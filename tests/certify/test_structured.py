@@ -64,6 +64,16 @@ def test_programs_obey_the_laws_of_their_class(he, slopes, shared):
         np.testing.assert_allclose(
             schur @ dx, program.adjoint(middle, program.signal(middle)), rtol=1e-9, atol=1e-9
         )
+        product = left @ right @ left  # any matrix, made unsymmetric below
+        product[0] += 1.0
+        middle = left @ product
+        middle = (middle + middle.T) / 2
+        np.testing.assert_allclose(
+            program.adjoint_of_product(left, signal, product),
+            program.adjoint(middle, program.signal(middle)),
+            rtol=1e-9,
+            atol=1e-8,
+        )
         assert program.constant_product(left) == pytest.approx(float(np.sum(full.inequality.constant * left)))
     x = structured.start()
     assert x is not None
