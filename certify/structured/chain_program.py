@@ -46,13 +46,6 @@ class ChainProgram(Program):
     def inequality(self) -> Inequality:
         return self.chain.inequality("layer" if self.shared else "neuron")
 
-    def start(self) -> np.ndarray | None:
-        for enlarged in (1.0, 1.1, 1.5, 2.0):
-            x = np.full(1 + self.count, enlarged)
-            if self.factor(x, 0.0) is not None:
-                return x
-        return None
-
     def factor(self, x: np.ndarray, shift: float) -> Factor | None:
         if not (np.isfinite(x).all() and (x > 0).all()):
             return None

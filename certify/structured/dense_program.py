@@ -41,13 +41,6 @@ class DenseProgram(Program):
         change = self.matrix(dx) - self.inequality.constant  # one product instead of three per vector
         return lambda v: change @ v
 
-    def start(self) -> np.ndarray | None:
-        for enlarged in (1.0, 1.1, 1.5, 2.0):
-            x = np.full(1 + self.count, enlarged)
-            if self.factor(x, self.shift) is not None:
-                return x
-        return None
-
     def factor(self, x: np.ndarray, shift: float) -> Factor | None:
         if not (np.isfinite(x).all() and (x > 0).all()):
             return None

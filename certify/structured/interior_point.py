@@ -145,8 +145,8 @@ class _Search:
         d_dual += dual
         np.negative(d_dual, out=d_dual)
         d_zeta = -zeta - zeta * dx[1:] / x[1:]
-        primal_step = self.primal_step(dx)
-        dual_step = self.dual_step(d_dual, d_zeta)
+        primal_step = self.primal_step(dx, steps=8)  # it only sets sigma
+        dual_step = self.dual_step(d_dual, d_zeta, steps=8)
         d_signal = program.signal(d_dual)
         d_adjoint = program.adjoint(d_dual, d_signal)
         shift = self.shift * (1 - primal_step)
@@ -189,26 +189,26 @@ class _Search:
     def adjoint(self, matrix: np.ndarray) -> np.ndarray:
         return self.program.adjoint(matrix, self.program.signal(matrix))
 
-    def primal_step(self, dx: np.ndarray) -> float:
+    def primal_step(self, dx: np.ndarray, steps: int = 25) -> float:
         program, factor, direction = self.program, self.factor, self.program.direction(dx)
 
         def whitened(v: np.ndarray) -> np.ndarray:
             u = factor.unwhiten(v)
             return factor.whiten(direction(u) - self.shift * u if self.shift else direction(u))
 
-        step = step_to_boundary(whitened, program.size, self.random.normal(size=program.size))
+        step = step_to_boundary(whitened, program.size, self.random.normal(size=program.size), steps)
         if not program.signed:
             step = min(step, _ratio(self.x[1:], dx[1:]))
         return step
 
-    def dual_step(self, d_dual: np.ndarray, d_zeta: np.ndarray) -> float:
+    def dual_step(self, d_dual: np.ndarray, d_zeta: np.ndarray, steps: int = 25) -> float:
         lower = self.dual_factor.T  # upper triangle in Fortran order: no copy in BLAS
         solve = trsv
 
         def whitened(v: np.ndarray) -> np.ndarray:
             return solve(lower, d_dual @ solve(lower, v), trans=1)
 
-        step = step_to_boundary(whitened, len(d_dual), self.random.normal(size=len(d_dual)))
+        step = step_to_boundary(whitened, len(d_dual), self.random.normal(size=len(d_dual)), steps)
         return step if self.program.signed else min(step, _ratio(self.zeta, d_zeta))
 
     def move(self, dx: np.ndarray, d_dual: np.ndarray, d_zeta: np.ndarray) -> bool:

@@ -94,10 +94,6 @@ class Program(ABC):
     """The same program with dense rows."""
 
     @abstractmethod
-    def start(self) -> np.ndarray | None:
-        """Return x from which the search begins; None where none is found."""
-
-    @abstractmethod
     def factor(self, x: np.ndarray, shift: float) -> Factor | None:
         """Factorize M(x) + shift I; None where it is not positive definite."""
 
@@ -126,6 +122,14 @@ class Program(ABC):
         """Return a lower bound of the optimal rho from a positive semidefinite matrix; None where there is no rule."""
 
     # ---- what follows from it -----------------------------------------------------------------------------
+
+    def start(self) -> np.ndarray | None:
+        """Return x = (1, .., 1), or a multiple, with M(x) + shift I positive definite; None where none is."""
+        for factor in (1.0, 1.1, 1.5, 2.0):
+            x = np.full(1 + self.count, factor)
+            if self.factor(x, self.shift) is not None:
+                return x
+        return None
 
     @property
     def count(self) -> int:

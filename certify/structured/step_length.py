@@ -10,7 +10,9 @@ import numpy as np
 from certify.structured.lapack import stev
 
 
-def step_to_boundary(whitened: Callable[[np.ndarray], np.ndarray], size: int, start: np.ndarray) -> float:
+def step_to_boundary(
+    whitened: Callable[[np.ndarray], np.ndarray], size: int, start: np.ndarray, steps: int = 25
+) -> float:
     r"""Return a safe estimate of the largest a <= 1 with $I + a A \succeq 0$.
 
     Lanczos with full reorthogonalization on A; the smallest Ritz value minus its residual is taken for the smallest
@@ -19,9 +21,10 @@ def step_to_boundary(whitened: Callable[[np.ndarray], np.ndarray], size: int, st
     Args:
         whitened: v -> A v, A symmetric, (N,) -> (N,).
         start: any vector that is not orthogonal to what matters.
+        steps: of Lanczos, at most.
     Source: Toh, A note on the calculation of step-lengths in interior-point methods for SDP (2002).
     """
-    steps = min(25, size)
+    steps = min(steps, size)
     basis = np.zeros((steps + 1, size))
     diagonal, beside = np.zeros(steps), np.zeros(steps)
     basis[0] = start / math.sqrt(start @ start)
