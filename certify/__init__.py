@@ -14,7 +14,12 @@ if TYPE_CHECKING:
     from certify.certificate import Certificate as Certificate
     from certify.checking import CheckResult as CheckResult, check as check
     from certify.regions import Box as Box
-    from weightspace.layers import GroupSort as GroupSort, Householder as Householder, MaxMin as MaxMin
+    from weightspace.layers import (
+        GroupSort as GroupSort,
+        Householder as Householder,
+        Implicit as Implicit,
+        MaxMin as MaxMin,
+    )
 
 _EXPORTS = {
     "Box": "certify.regions",
@@ -23,6 +28,7 @@ _EXPORTS = {
     "ClosedForm": "certify.bounders",
     "GroupSort": "weightspace.layers",
     "Householder": "weightspace.layers",
+    "Implicit": "weightspace.layers",
     "LipSDP": "certify.bounders",
     "MaxMin": "weightspace.layers",
     "NormProduct": "certify.bounders",

@@ -202,11 +202,10 @@ class _Search:
         return step
 
     def dual_step(self, d_dual: np.ndarray, d_zeta: np.ndarray, steps: int = 25) -> float:
-        lower = self.dual_factor.T  # upper triangle in Fortran order: no copy in BLAS
-        solve = trsv
+        upper = self.dual_factor.T  # in Fortran order: no copy in BLAS
 
         def whitened(v: np.ndarray) -> np.ndarray:
-            return solve(lower, d_dual @ solve(lower, v), trans=1)
+            return trsv(upper, d_dual @ trsv(upper, v), trans=1)
 
         step = step_to_boundary(whitened, len(d_dual), self.random.normal(size=len(d_dual)), steps)
         return step if self.program.signed else min(step, _ratio(self.zeta, d_zeta))
