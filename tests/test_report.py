@@ -47,7 +47,7 @@ def test_every_section_has_numbers(demo):
     for bounds in data["certificates"].values():
         assert bounds["sampled_lower_bound"] <= bounds["upper_bound"]
     missing = {(gap["subject"], gap["analysis"]): gap["reason"] for gap in data["not_analyzed"]}
-    assert "Add at node" in missing["digits_resnet.safetensors", "Lipschitz bound"]
+    assert "Conv at node" in missing["digits_resnet.safetensors", "Lipschitz bound"]
 
 
 def test_page_needs_no_other_file(demo):
