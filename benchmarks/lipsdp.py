@@ -1,6 +1,6 @@
 """The structured solver against the generic ones that cvxpy reaches, on the same scaled matrix inequality.
 
-    OMP_NUM_THREADS=1 python benchmarks/lipsdp.py [--seeds 5] | [--largest]
+    OMP_NUM_THREADS=1 python benchmarks/lipsdp.py [--seeds 5] [--only 2x128] | [--largest]
 
 Every pair (ours, other) runs interleaved in a process of its own, one thread, CPU seconds. Both must reach a bound
 rho within 1e-4 of the optimum, verified by the least rho of their multipliers; a generic solver is given the loosest
@@ -167,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--largest", action="store_true")
+    parser.add_argument("--only", choices=NETWORKS, help="measure one network, keep the other rows")
     parser.add_argument("--child")
     arguments = parser.parse_args()
     if arguments.child:
@@ -184,7 +185,12 @@ def main() -> None:
         measure.write("lipsdp_largest", sizes, *packages)
         return
     rows = []
+    if arguments.only:
+        known = json.loads((measure.RESULTS / "lipsdp.json").read_text())["rows"]
+        rows = [row for row in known if row["network"] != arguments.only]
     for name, widths in NETWORKS.items():
+        if arguments.only not in (None, name):
+            continue
         for solver in SOLVERS:
             results = []
             for seed in range(arguments.seeds):
