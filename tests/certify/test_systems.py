@@ -85,10 +85,10 @@ STRUCTURES = {
 }
 
 
-def draw(structure, activation, seed, scale=1.0):
-    """Return a traced network with normal weights of variance `scale`^2 / fan-in, float64."""
+def draw(structure, activation, seed, scale=1.0, dtype=torch.float64):
+    """Return a traced network with normal weights of variance `scale`^2 / fan-in."""
     torch.manual_seed(seed)
-    module = STRUCTURES[structure](ACTIVATIONS[activation]).double()
+    module = STRUCTURES[structure](ACTIVATIONS[activation]).to(dtype)
     with torch.no_grad():
         for layer in module.modules():
             if isinstance(layer, nn.Linear):
@@ -97,7 +97,7 @@ def draw(structure, activation, seed, scale=1.0):
             if isinstance(layer, Householder):
                 layer.weight.normal_()
     width = next(layer for layer in module.modules() if isinstance(layer, nn.Linear)).in_features
-    return weightspace.trace(module, (torch.randn(2, width, dtype=torch.float64),))
+    return weightspace.trace(module, (torch.randn(2, width, dtype=dtype),))
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -126,9 +126,10 @@ def test_agrees_with_clarabel_and_is_sound(structure, activation, norm):
     norm=st.sampled_from(["l2", "linf"]),
     seed=st.integers(0, 10**6),
     scale=st.sampled_from([0.1, 1.0, 3.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_no_bound_is_below_what_search_finds(structure, activation, norm, seed, scale):
-    network = draw(structure, activation, seed, scale)
+def test_no_bound_is_below_what_search_finds(structure, activation, norm, seed, scale, dtype):
+    network = draw(structure, activation, seed, scale, dtype)
     certificate = certify.lipschitz(network, norm=norm, bounder=certify.LipSDP(tolerance=1e-3))
     assert certificate.upper_bound is not None
     assert certificate.sampled_lower_bound <= certificate.upper_bound
@@ -219,7 +220,9 @@ def test_the_eliminated_form_equals_the_published_one(activation):
             network = draw("chain", activation, seed)
         bound = certify.lipschitz(network, bounder=certify.LipSDP(tolerance=1e-7))
         full, decoupled = published_bound(network), published_bound(network, decoupled=True)
-        assert full == pytest.approx(bound.upper_bound, rel=5e-4)  # not attained: solvers stop above it
+        assert full == pytest.approx(
+            bound.upper_bound, rel=1e-4 if activation == "MaxMin" else 5e-4
+        )  # not attained
         assert full >= bound.optimum_lower_bound * (1 - 1e-6)
         assert decoupled >= bound.upper_bound * (1 - 1e-6)
         gains.append(decoupled / bound.upper_bound)
