@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightspace.curvature import PathCurvature as PathCurvature, path_curvature as path_curvature
     from weightspace.errors import (
         ArchitectureError as ArchitectureError,
         CheckpointError as CheckpointError,
@@ -22,27 +23,48 @@ if TYPE_CHECKING:
         WeightMatching as WeightMatching,
         align as align,
     )
+    from weightspace.merging import Merged as Merged, merge as merge
     from weightspace.network import Network as Network
-    from weightspace.paths import Barrier as Barrier, barrier as barrier
+    from weightspace.optimizer_state import permute_optimizer_state as permute_optimizer_state
+    from weightspace.paths import Barrier as Barrier, barrier as barrier, interpolate as interpolate
     from weightspace.reading import read as read
-    from weightspace.symmetry_spec import SymmetrySpec as SymmetrySpec, symmetry as symmetry
+    from weightspace.repair import (
+        Restored as Restored,
+        reset_batch_norm as reset_batch_norm,
+        restore_statistics as restore_statistics,
+    )
+    from weightspace.symmetry_spec import SymmetrySpec as SymmetrySpec
     from weightspace.tracing import trace as trace
+    from weightspace.universe import (
+        Average as Average,
+        MergeMany as MergeMany,
+        Reference as Reference,
+        Universe as Universe,
+    )
+    from weightspace.verification import symmetry as symmetry
 
     __version__: str
 
 _EXPORTS = {
     "Alignment": "weightspace.matching",
     "ArchitectureError": "weightspace.errors",
+    "Average": "weightspace.universe",
     "Barrier": "weightspace.paths",
     "CheckpointError": "weightspace.errors",
     "Inspection": "weightspace.inspection",
+    "MergeMany": "weightspace.universe",
+    "Merged": "weightspace.merging",
     "MissingDependencyError": "weightspace.errors",
     "Network": "weightspace.network",
     "NonFiniteError": "weightspace.errors",
     "OutputError": "weightspace.errors",
     "ParameterGraph": "weightspace.graph",
+    "PathCurvature": "weightspace.curvature",
+    "Reference": "weightspace.universe",
+    "Restored": "weightspace.repair",
     "ShapeError": "weightspace.errors",
     "SymmetrySpec": "weightspace.symmetry_spec",
+    "Universe": "weightspace.universe",
     "UnsupportedOperationError": "weightspace.errors",
     "WeightMatching": "weightspace.matching",
     "WeightspaceError": "weightspace.errors",
@@ -50,8 +72,14 @@ _EXPORTS = {
     "barrier": "weightspace.paths",
     "encode": "weightspace.graph",
     "inspect": "weightspace.inspection",
+    "interpolate": "weightspace.paths",
+    "merge": "weightspace.merging",
+    "path_curvature": "weightspace.curvature",
+    "permute_optimizer_state": "weightspace.optimizer_state",
     "read": "weightspace.reading",
-    "symmetry": "weightspace.symmetry_spec",
+    "reset_batch_norm": "weightspace.repair",
+    "restore_statistics": "weightspace.repair",
+    "symmetry": "weightspace.verification",
     "trace": "weightspace.tracing",
 }
 __all__ = list(_EXPORTS)

@@ -74,7 +74,11 @@ _INTEGER_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mod": operator.mod,
     "neg": operator.neg,
 }
-_CREATORS = {"zeros": 0, "ones": 1, "full": None, "new_zeros": 0, "new_ones": 1, "new_full": None}
+_CREATORS = {
+    prefix + name + suffix: fill
+    for name, fill in (("zeros", 0), ("ones", 1), ("full", None))
+    for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
+}
 _NO_VALUE = ("_assert", "sym_constrain_range", "_assert_async", "assert_")
 
 
@@ -139,6 +143,10 @@ class AtenReader:
         if isinstance(value, Weight):
             return self.builder.parameters[value.name].dtype
         return self.builder.meta[self.node(value)][0].dtype
+
+    def made_by(self, value: Any) -> Any:
+        """Return the node of a computed value, None for weights and constants."""
+        return self.builder.nodes[value.node] if isinstance(value, Value) else None
 
     # ---- reading -----------------------------------------------------------------------------------------
 
@@ -212,7 +220,7 @@ class AtenReader:
     def _tensor(self, call: Call, namespace: str, name: str, arguments: dict[str, Any]) -> Any:
         from weightspace.aten_rules import RULES
 
-        if name in _CREATORS and any(isinstance(n, Symbol) for n in arguments.get("size", ())):
+        if name in _CREATORS:
             return self._filled(name, arguments)
         leaves = list(_leaves(arguments))
         if namespace == "aten" and not any(isinstance(leaf, Value | Weight | Symbol) for leaf in leaves):
@@ -221,16 +229,23 @@ class AtenReader:
         result = rule(self, **arguments) if rule is not None else NotImplemented
         return self._opaque(call, namespace, arguments) if result is NotImplemented else result
 
-    def _filled(self, name: str, arguments: dict[str, Any]) -> Value:
-        """A constant tensor as large as the batch: expand a scalar, the batch size taken from an input."""
-        size = arguments["size"]
+    def _filled(self, name: str, arguments: dict[str, Any]) -> Value | Tensor:
+        """A constant tensor of one number."""
+        like = arguments.get("self")
+        size = arguments["size"] if "size" in arguments else list(self.shape(like))
+        fill = arguments["fill_value"] if _CREATORS[name] is None else _CREATORS[name]
+        dtype = arguments.get("dtype") or (None if like is None else self.dtype(like))
+        if dtype is None and _CREATORS[name] is not None:
+            dtype = torch.get_default_dtype()
+        return self.filled(size, fill, dtype)
+
+    def filled(self, size: Sequence[Any], fill: Any, dtype: torch.dtype | None) -> Value | Tensor:
+        """Return a tensor of one number; as large as the batch it is expanded, the size taken from an input."""
         moving = [axis for axis, n in enumerate(size) if isinstance(n, Symbol)]
+        if not moving:
+            return torch.full(list(size), fill, dtype=dtype)
         if len(moving) != 1 or size[moving[0]].sizes != BATCHES:
             raise NotStaticError(f"{self.label}: a tensor of shape {size} cannot follow the batch")
-        fill = _CREATORS[name] if _CREATORS[name] is not None else arguments["fill_value"]
-        dtype = arguments.get("dtype") or (
-            self.dtype(arguments["self"]) if "self" in arguments else torch.get_default_dtype()
-        )
         scalar = torch.full([1] * len(size), fill, dtype=dtype)
         shape = tuple(-1 if isinstance(n, Symbol) or n == 1 else n for n in size)
         return self.add(Expand(shape=shape, batch_axis=moving[0]), scalar, self.batch_source())

@@ -5,7 +5,10 @@ A rule returns NotImplemented for a form it does not cover, which then becomes a
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -73,6 +76,27 @@ def _matmul(reader: AtenReader, self, other=None, mat2=None, vec=None):
     return reader.add(op.MatMul(), first, second)
 
 
+@_rule("einsum")
+def _einsum(reader: AtenReader, equation, tensors, path=None):
+    explicit = _explicit(equation, [len(reader.shape(value)) for value in tensors])
+    return reader.add(op.Einsum(equation=explicit), *tensors)
+
+
+def _explicit(equation: str, ranks: list[int]) -> str:
+    """Spell an equation without spaces and ellipses and with its result."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    pieces = terms.split(",")
+    if not arrow:
+        letters = terms.replace(",", "").replace(".", "")
+        once = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        result = ("..." if "..." in terms else "") + "".join(once)
+    free = [letter for letter in string.ascii_letters if letter not in terms]
+    widths = [rank - len(piece.replace("...", "")) for piece, rank in zip(pieces, ranks, strict=True)]
+    dots = "".join(free[: max((w for w, p in zip(widths, pieces, strict=True) if "..." in p), default=0)])
+    pieces = [p.replace("...", dots[len(dots) - w :]) for p, w in zip(pieces, widths, strict=True)]
+    return ",".join(pieces) + "->" + result.replace("...", dots)
+
+
 @_rule("addmm")
 def _addmm(reader: AtenReader, self, mat1, mat2, beta=1, alpha=1):
     product = _matmul(reader, mat1, mat2)
@@ -107,23 +131,19 @@ def _conv_transpose(
 def _convolution(
     reader: AtenReader, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
 ):
-    name, bias_name = reader.weight(weight), reader.weight(bias)
-    if name is None or (bias is not None and bias_name is None):
-        return NotImplemented
     axes = len(reader.shape(weight)) - 2
-    return reader.add(
-        op.Conv(
-            weight=name,
-            bias=bias_name,
-            stride=_tuple(stride, axes),
-            padding=_tuple(padding, axes),
-            dilation=_tuple(dilation, axes),
-            groups=groups,
-            transposed=transposed,
-            output_padding=_tuple(output_padding, axes) if transposed else (),
-        ),
-        input,
-    )
+    settings: dict[str, Any] = {
+        "stride": _tuple(stride, axes),
+        "padding": _tuple(padding, axes),
+        "dilation": _tuple(dilation, axes),
+        "groups": groups,
+        "transposed": transposed,
+        "output_padding": _tuple(output_padding, axes) if transposed else (),
+    }
+    names = _weights(reader, weight=weight, bias=bias)
+    if names is None:
+        return reader.add(op.ComputedConv(**settings), input, weight, *(() if bias is None else (bias,)))
+    return reader.add(op.Conv(**names, **settings), input)
 
 
 @_rule("bilinear")
@@ -226,9 +246,8 @@ def _implicit(reader: AtenReader, x, weight, input_weight, bias, activation, neg
 
 def _softmax_rule(logarithm: bool) -> Rule:
     def rule(reader: AtenReader, self, dim, dtype=None, half_to_float=False):
-        if half_to_float or dtype not in (None, reader.dtype(self)):
-            return NotImplemented
-        return reader.add(op.Softmax(axis=reader.axis(self, dim), logarithm=logarithm), self)
+        value = _to(reader, self, torch.float32 if half_to_float else dtype)
+        return reader.add(op.Softmax(axis=reader.axis(self, dim), logarithm=logarithm), value)
 
     return rule
 
@@ -264,9 +283,28 @@ def _batch_norm(
     momentum=0.1, eps=1e-5, cudnn_enabled=False,
 ):  # fmt: skip
     names = _weights(reader, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
-    if training or names is None or running_mean is None or running_var is None:
+    if running_mean is None or running_var is None:
+        return _standardized(reader, input, weight, bias, eps)
+    if training:
         return NotImplemented
+    if names is None:
+        shift = reader.add(op.Scale(factor=-1), running_mean)
+        spread = reader.add(op.Pointwise(name="rsqrt"), reader.add(op.Scale(shift=eps), running_var))
+        values = [_along_channels(reader, value, input) for value in (shift, spread, weight, bias)]
+        centered = reader.add(op.Multiply(), reader.add(op.Add(), input, values[0]), values[1])
+        return _affine(reader, centered, *values[2:])
     return reader.add(op.BatchNorm(**names, epsilon=eps), input)
+
+
+def _standardized(reader: AtenReader, input: Any, weight: Any, bias: Any, epsilon: float) -> Any:
+    """Batch normalization by the statistics of the input itself (used to standardize kernels)."""
+    axes = tuple(axis for axis in range(len(reader.shape(input))) if axis != 1)
+    mean = op.Reduce(name="mean", axes=axes, keep=True)
+    centered = reader.add(op.Subtract(), input, reader.add(mean, input))
+    variance = reader.add(mean, reader.add(op.Pointwise(name="square"), centered))
+    spread = reader.add(op.Pointwise(name="rsqrt"), reader.add(op.Scale(shift=epsilon), variance))
+    scale, shift = (_along_channels(reader, value, input) for value in (weight, bias))
+    return _affine(reader, reader.add(op.Multiply(), centered, spread), scale, shift)
 
 
 @_rule("_native_batch_norm_legit_no_training")
@@ -281,7 +319,7 @@ def _layer_norm(
 ):
     names = _weights(reader, weight=weight, bias=bias)
     if names is None:
-        return NotImplemented
+        return _affine(reader, _layer_norm(reader, input, normalized_shape, eps=eps), weight, bias)
     return reader.add(op.LayerNorm(**names, normalized_shape=tuple(normalized_shape), epsilon=eps), input)
 
 
@@ -289,18 +327,31 @@ def _layer_norm(
 def _rms_norm(reader: AtenReader, input, normalized_shape, weight=None, eps=None):
     names = _weights(reader, weight=weight)
     if names is None:
-        return NotImplemented
+        return _affine(reader, _rms_norm(reader, input, normalized_shape, eps=eps), weight, None)
     return reader.add(op.RMSNorm(**names, normalized_shape=tuple(normalized_shape), epsilon=eps), input)
 
 
 @_rule("group_norm")
 def _group_norm(reader: AtenReader, input, num_groups, weight=None, bias=None, eps=1e-5, cudnn_enabled=False):
     names = _weights(reader, weight=weight, bias=bias)
-    return (
-        NotImplemented
-        if names is None
-        else reader.add(op.GroupNorm(**names, groups=num_groups, epsilon=eps), input)
-    )
+    if names is None:
+        scale, shift = (_along_channels(reader, value, input) for value in (weight, bias))
+        return _affine(reader, _group_norm(reader, input, num_groups, eps=eps), scale, shift)
+    return reader.add(op.GroupNorm(**names, groups=num_groups, epsilon=eps), input)
+
+
+def _affine(reader: AtenReader, value: Any, weight: Any, bias: Any) -> Any:
+    """weight * value + bias with computed coefficients, None leaving one out."""
+    value = value if weight is None else reader.add(op.Multiply(), value, weight)
+    return value if bias is None else reader.add(op.Add(), value, bias)
+
+
+def _along_channels(reader: AtenReader, value: Any, other: Any) -> Any:
+    """A vector as it meets axis 1 of another value."""
+    trailing = len(reader.shape(other)) - 2
+    if value is None or trailing == 0:
+        return value
+    return _reshape(reader, value, [reader.shape(value)[0], *[1] * trailing])
 
 
 @_rule("instance_norm")
@@ -332,7 +383,7 @@ def _add(reader: AtenReader, self, other, alpha=1):
     return reader.add(op.Add(), self, other if alpha == 1 else reader.add(op.Scale(factor=alpha), other))
 
 
-@_rule("sub")
+@_rule("sub", "subtract")
 def _sub(reader: AtenReader, self, other, alpha=1):
     if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(shift=-number * alpha), self)
@@ -346,7 +397,7 @@ def _rsub(reader: AtenReader, self, other, alpha=1):
     return _sub(reader, other, self, alpha)
 
 
-@_rule("mul")
+@_rule("mul", "multiply")
 def _mul(reader: AtenReader, self, other):
     if (number := _scalar(reader, other, self)) is not None:
         return reader.add(op.Scale(factor=number), self)
@@ -355,7 +406,7 @@ def _mul(reader: AtenReader, self, other):
     return reader.add(op.Multiply(), self, other)
 
 
-@_rule("div")
+@_rule("div", "divide", "true_divide")
 def _div(reader: AtenReader, self, other, rounding_mode=None):
     if rounding_mode is not None:
         return NotImplemented
@@ -365,7 +416,7 @@ def _div(reader: AtenReader, self, other, rounding_mode=None):
     return reader.add(op.Divide(), self, other)
 
 
-@_rule("neg")
+@_rule("neg", "negative")
 def _neg(reader: AtenReader, self):
     return reader.add(op.Scale(factor=-1), self)
 
@@ -386,6 +437,9 @@ def _elementwise(name: str) -> Rule:
 RULES.update({name: _elementwise(name) for name in op.Elementwise.NAMES if name != "where"})
 
 
+RULES["__and__"], RULES["__or__"] = RULES["bitwise_and"], RULES["bitwise_or"]
+
+
 @_rule("where")
 def _where(reader: AtenReader, condition, self=None, other=None):
     return (
@@ -403,8 +457,7 @@ def _masked_fill(reader: AtenReader, self, mask, value):
 
 def _reduction(name: str) -> Rule:
     def rule(reader: AtenReader, self, dim=None, keepdim=False, dtype=None):
-        if dtype is not None and dtype != reader.dtype(self):
-            return NotImplemented
+        self = _to(reader, self, dtype)
         axes = tuple(reader.axis(self, axis) for axis in (_tuple(dim, 1) if dim not in (None, []) else ()))
         return reader.add(op.Reduce(name=name, axes=axes, keep=keepdim), self)
 
@@ -412,6 +465,86 @@ def _reduction(name: str) -> Rule:
 
 
 RULES.update({name: _reduction(name) for name in op.Reduce.NAMES})
+
+
+@_rule("max")
+def _max(reader: AtenReader, self, dim=None, keepdim=False, other=None):
+    return _extreme(reader, "max", self, dim, keepdim, other)
+
+
+@_rule("min")
+def _min(reader: AtenReader, self, dim=None, keepdim=False, other=None):
+    return _extreme(reader, "min", self, dim, keepdim, other)
+
+
+def _extreme(reader: AtenReader, name: str, value: Any, axis: int | None, keep: bool, other: Any) -> Any:
+    if other is not None:
+        return reader.add(op.Elementwise(name=f"{name}imum"), value, other)
+    if axis is None:
+        return reader.add(op.Reduce(name=f"a{name}"), value)
+    axis = reader.axis(value, axis)
+    arguments = json.dumps({"self": {"input": 0}, "dim": axis, "keepdim": keep})
+    index = op.Opaque(name=f"aten.arg{name}.default", arguments=arguments)
+    largest = op.Reduce(name=f"a{name}", axes=(axis,), keep=keep)
+    return [reader.add(largest, value), reader.add(index, value)]
+
+
+@_rule("linalg_vector_norm", "norm")
+def _norm(reader: AtenReader, self, ord=2, p=2, dim=None, keepdim=False, dtype=None):
+    if ord != 2 or p != 2:
+        return NotImplemented
+    squares = reader.add(op.Pointwise(name="square"), _to(reader, self, dtype))
+    axes = () if dim in (None, []) else tuple(reader.axis(self, axis) for axis in _tuple(dim, 1))
+    total = reader.add(op.Reduce(name="sum", axes=axes, keep=keepdim), squares)
+    return reader.add(op.Pointwise(name="sqrt"), total)
+
+
+@_rule("_weight_norm")
+def _weight_norm(reader: AtenReader, v, g, dim=0):
+    axes = [axis for axis in range(len(reader.shape(v))) if axis != dim]
+    return _mul(reader, v, _div(reader, g, _norm(reader, v, dim=axes, keepdim=True)))
+
+
+@_rule("baddbmm")
+def _baddbmm(reader: AtenReader, self, batch1, batch2, beta=1, alpha=1):
+    return _addmm(reader, self, batch1, batch2, beta, alpha)
+
+
+@_rule("cumsum")
+def _cumsum(reader: AtenReader, self, dim, dtype=None):
+    return reader.add(op.CumulativeSum(axis=reader.axis(self, dim)), _to(reader, self, dtype))
+
+
+@_rule("diff")
+def _diff(reader: AtenReader, self, n=1, dim=-1, prepend=None, append=None):
+    if n != 1 or reader.dtype(self) == torch.bool:
+        return NotImplemented
+    axis = reader.axis(self, dim)
+    pieces = [piece for piece in (prepend, self, append) if piece is not None]
+    value = self if len(pieces) == 1 else _cat(reader, pieces, axis)
+    if not isinstance(size := reader.shape(value)[axis], int):
+        return NotImplemented
+    return reader.add(op.Subtract(), *(_slice(reader, value, axis, i, size - 1 + i) for i in (1, 0)))
+
+
+@_rule("arange")
+def _arange(reader: AtenReader, end, start=0, dtype=None, **_):
+    """0 .. batch - 1: a range as long as the batch is a cumulative sum of ones."""
+    if start != 0:
+        return NotImplemented
+    ones = reader.filled([end], 1, dtype or torch.int64)
+    return reader.add(op.Scale(shift=-1), reader.add(op.CumulativeSum(axis=0), ones))
+
+
+@_rule("bitwise_not")
+def _bitwise_not(reader: AtenReader, self):
+    boolean = reader.dtype(self) == torch.bool
+    return reader.add(op.Pointwise(name="logical_not"), self) if boolean else NotImplemented
+
+
+@_rule("copy")
+def _copy(reader: AtenReader, self, src, non_blocking=False):
+    return _expand(reader, _to(reader, src, reader.dtype(self)), list(reader.shape(self)))
 
 
 @_rule("to", "_to_copy", "type_as")
@@ -545,6 +678,108 @@ def _expand(reader: AtenReader, self, size, implicit=False):
     )
 
 
+@_rule("reshape_as", "view_as")
+def _reshape_as(reader: AtenReader, self, other):
+    return _reshape(reader, self, list(reader.shape(other)))
+
+
+@_rule("expand_as")
+def _expand_as(reader: AtenReader, self, other):
+    return _expand(reader, self, list(reader.shape(other)))
+
+
+@_rule("repeat")
+def _repeat(reader: AtenReader, self, repeats):
+    from weightspace.aten import Symbol
+    from weightspace.builder import BATCHES
+
+    for _ in range(len(repeats) - len(reader.shape(self))):
+        self = reader.add(op.Unsqueeze(axis=0), self)
+    for axis, count in enumerate(repeats):
+        shape = list(reader.shape(self))
+        if isinstance(count, int):
+            if shape[axis] == 1:
+                self = _expand(reader, self, [*shape[:axis], count, *shape[axis + 1 :]])
+            elif count != 1:
+                self = _cat(reader, [self] * count, axis)
+            continue
+        per_example = count.sizes[0] // BATCHES[0]  # as many copies as the batch has, times a number
+        copies = [Symbol(BATCHES), *([per_example] if per_example > 1 else []), *shape[axis : axis + 1]]
+        if shape[axis] == 1:
+            copies.pop()
+        for _ in copies[1:]:
+            self = reader.add(op.Unsqueeze(axis=axis), self)
+        self = _expand(reader, self, [*shape[:axis], *copies, *shape[axis + 1 :]])
+        if len(copies) > 1:
+            self = reader.add(op.Flatten(start=axis, end=axis + len(copies) - 1), self)
+    return self
+
+
+@_rule("repeat_interleave")
+def _repeat_interleave(reader: AtenReader, self, repeats, dim=None, output_size=None):
+    if not isinstance(repeats, int) or dim is None:
+        return NotImplemented
+    from weightspace.aten import Symbol
+
+    if repeats == 1:
+        return self
+    shape, axis = list(reader.shape(self)), reader.axis(self, dim)
+    size = shape[axis]
+    longer = (
+        Symbol((size.sizes[0] * repeats, size.sizes[1] * repeats))
+        if isinstance(size, Symbol)
+        else size * repeats
+    )
+    copies = reader.add(op.Unsqueeze(axis=axis + 1), self)
+    copies = _expand(reader, copies, [*shape[: axis + 1], repeats, *shape[axis + 1 :]])
+    return _reshape(reader, copies, [*shape[:axis], longer, *shape[axis + 1 :]])
+
+
+@_rule("roll")
+def _roll(reader: AtenReader, self, shifts, dims=()):
+    if not dims:
+        return NotImplemented
+    axes = tuple(reader.axis(self, axis) for axis in _tuple(dims, 1))
+    return reader.add(op.Roll(shifts=_tuple(shifts, len(axes)), axes=axes), self)
+
+
+@_rule("flip")
+def _flip(reader: AtenReader, self, dims):
+    return reader.add(op.Flip(axes=tuple(reader.axis(self, axis) for axis in dims)), self)
+
+
+@_rule("gather")
+def _gather(reader: AtenReader, self, dim, index, sparse_grad=False):
+    same = len(reader.shape(self)) == len(reader.shape(index)) > 0
+    return reader.add(op.TakeAlong(axis=reader.axis(self, dim)), self, index) if same else NotImplemented
+
+
+@_rule("select_scatter")
+def _select_scatter(reader: AtenReader, self, src, dim, index):
+    axis = reader.axis(self, dim)
+    index = index % reader.shape(self)[axis] if index < 0 else index
+    piece = reader.add(op.Unsqueeze(axis=axis), src)
+    return _slice_scatter(reader, self, piece, axis, index, index + 1)
+
+
+@_rule("slice_scatter")
+def _slice_scatter(reader: AtenReader, self, src, dim=0, start=None, end=None, step=1):
+    axis = reader.axis(self, dim)
+    size = reader.shape(self)[axis]
+    start = start or 0
+    if start == 0 and step == 1 and (end is None or end == size or (isinstance(end, int) and end >= _END)):
+        return src
+    if not all(isinstance(value, int) for value in (size, start)) or step != 1:
+        return NotImplemented
+    start, end, _ = slice(start, end).indices(size)
+    pieces = [src]
+    if start > 0:
+        pieces.insert(0, _slice(reader, self, axis, 0, start))
+    if end < size:
+        pieces.append(_slice(reader, self, axis, end, size))
+    return pieces[0] if len(pieces) == 1 else _cat(reader, pieces, axis)
+
+
 @_rule("slice")
 def _slice(reader: AtenReader, self, dim=0, start=None, end=None, step=1):
     from weightspace.aten import NotStaticError, Symbol
@@ -563,6 +798,9 @@ def _slice(reader: AtenReader, self, dim=0, start=None, end=None, step=1):
 
 @_rule("select")
 def _select(reader: AtenReader, self, dim, index):
+    made = reader.made_by(self)
+    if made is not None and made.operation == op.Stack(axis=reader.axis(self, dim)):
+        return type(self)(made.inputs[index])
     return reader.add(op.Select(axis=reader.axis(self, dim), index=index), self)
 
 
@@ -632,6 +870,16 @@ def _index(reader: AtenReader, self, indices):
     return reader.add(op.Gather(axis=used[0]), self, indices[used[0]])
 
 
+@_rule("pixel_shuffle")
+def _pixel_shuffle(reader: AtenReader, self, upscale_factor):
+    return reader.add(op.PixelShuffle(factor=upscale_factor), self)
+
+
+@_rule("pixel_unshuffle")
+def _pixel_unshuffle(reader: AtenReader, self, downscale_factor):
+    return reader.add(op.PixelUnshuffle(factor=downscale_factor), self)
+
+
 # ---- pooling ---------------------------------------------------------------------------------------------
 
 
@@ -678,3 +926,109 @@ for _axes in (1, 2, 3):
 @_rule("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
 def _adaptive_average_pool(reader: AtenReader, self, output_size):
     return reader.add(op.AdaptiveAveragePool(size=tuple(output_size)), self)
+
+
+_INTERPOLATIONS = {
+    "nearest": ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d"),
+    "nearest-exact": ("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+    "linear": ("upsample_linear1d",),
+    "bilinear": ("upsample_bilinear2d", "_upsample_bilinear2d_aa"),
+    "bicubic": ("upsample_bicubic2d", "_upsample_bicubic2d_aa"),
+    "trilinear": ("upsample_trilinear3d",),
+}
+
+
+def _interpolation(mode: str, antialias: bool) -> Rule:
+    def rule(
+        reader: AtenReader, input=None, self=None, output_size=None, align_corners=False, scale_factors=None,
+        **scales,
+    ):  # fmt: skip
+        value = self if input is None else input
+        numbers = [*(output_size or ()), *(scale_factors or ())]
+        if any(number is not None for number in scales.values()) or not all(
+            isinstance(number, int | float) for number in numbers
+        ):
+            return NotImplemented
+        operation = op.Interpolate(
+            mode=mode,
+            size=None if output_size is None else tuple(output_size),
+            scale=tuple(float(factor) for factor in scale_factors or ()) if output_size is None else None,
+            align_corners=bool(align_corners),
+            antialias=antialias,
+        )
+        return reader.add(operation, value)
+
+    return rule
+
+
+for _mode, _names in _INTERPOLATIONS.items():
+    RULES |= {name: _interpolation(_mode, name.endswith("_aa")) for name in _names}
+
+
+# ---- recurrent layers ------------------------------------------------------------------------------------
+
+
+def _zero(reader: AtenReader, value: Any) -> bool:
+    """Whether a value is known to be zero: a constant, or one expanded to the size of the batch."""
+    if isinstance(value, Tensor):
+        return not bool(value.any())
+    node = reader.builder.nodes[reader.node(value)]
+    while node.operation.kind == "Expand":
+        node = reader.builder.nodes[node.inputs[0]]
+    name = node.operation.parameters.get("value")
+    return (
+        name is not None
+        and reader.builder.is_constant(name)
+        and not bool(reader.builder.parameters[name].any())
+    )
+
+
+def _recurrent(mode: str) -> Rule:
+    def rule(
+        reader: AtenReader, input, hx, params, has_biases, num_layers, dropout, train, bidirectional,
+        batch_first=False,
+    ):  # fmt: skip
+        names = [reader.weight(value) if _is_weight(value) else None for value in params]
+        first = list(hx) if mode == "LSTM" else [hx]
+        directions = 2 if bidirectional else 1
+        roles = op.Recurrent.ROLES[: 4 if has_biases else 2]
+        if len(names) == num_layers * directions * (len(roles) + 1):
+            roles = (*roles, "projection")
+        if None in names or (train and dropout):
+            return NotImplemented
+        zero = all(_zero(reader, state) for state in first)
+        prefixes = ("", "reverse_")[:directions]
+        order = iter(names)
+        last: list[Any] = []
+        cells: list[Any] = []
+        for layer in range(num_layers):
+            weights: dict[str, Any] = {prefix + role: next(order) for prefix in prefixes for role in roles}
+            states = (
+                ()
+                if zero
+                else tuple(
+                    _slice(reader, state, 0, layer * directions, (layer + 1) * directions) for state in first
+                )
+            )
+            operation = op.Recurrent(mode=mode, batch_first=batch_first, **weights)
+            sequence = reader.add(operation, input, *states)
+            if mode == "LSTM":
+                cells.append(reader.add(replace(operation, result="cell"), input, *states))
+            input = sequence
+            width = reader.shape(input)[-1] // directions
+            time = 1 if batch_first else 0
+            for direction in range(directions):
+                half = _slice(reader, input, -1, direction * width, (direction + 1) * width)
+                last.append(_select(reader, half, time, -1 if direction == 0 else 0))
+        results = [input, _stack(reader, last)]
+        return [*results, cells[0] if num_layers == 1 else _cat(reader, cells)] if mode == "LSTM" else results
+
+    return rule
+
+
+RULES |= {
+    "lstm": _recurrent("LSTM"),
+    "gru": _recurrent("GRU"),
+    "rnn_tanh": _recurrent("RNN_TANH"),
+    "rnn_relu": _recurrent("RNN_RELU"),
+}

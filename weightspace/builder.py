@@ -58,6 +58,10 @@ class NetworkBuilder:
         self._constants.append(self.parameter(unique, tensor, trained=False))
         return self.value(unique)
 
+    def is_constant(self, parameter: str) -> bool:
+        """Whether a parameter is no part of the checkpoint but a constant of the program."""
+        return parameter in self._constants
+
     def value(self, parameter: str) -> str:
         """Return the node that yields a parameter as a value, made at its first use."""
         if parameter not in self._values:

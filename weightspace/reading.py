@@ -125,6 +125,27 @@ def _with_architecture(
     return trace(architecture, example_inputs if example_inputs is not None else default_inputs(architecture))
 
 
+def as_network(
+    network_or_module: Network | nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None
+) -> Network:
+    """Return a `Network`, tracing a module when one is given.
+
+    Raises:
+        ArchitectureError: neither of the two, or a module that cannot be traced.
+    """
+    if isinstance(network_or_module, Network):
+        return network_or_module
+    if not isinstance(network_or_module, nn.Module):
+        raise ArchitectureError(
+            f"a Network or an nn.Module is needed, not {type(network_or_module).__name__}"
+        )
+    from weightspace.tracing import trace
+
+    return trace(
+        network_or_module, default_inputs(network_or_module) if example_inputs is None else example_inputs
+    )
+
+
 def default_inputs(module: nn.Module) -> list[Tensor]:
     """Return inputs of zeros, a batch of two, for a module whose first parametrized layer is Linear.
 

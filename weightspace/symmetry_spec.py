@@ -1,41 +1,84 @@
-"""`SymmetrySpec`: which axes of which parameters may be permuted together without changing the function.
+"""`SymmetrySpec`: which axes of which parameters may be moved together without changing the function.
 
-The spec is derived from the graph of the network by union-find over the axes of its values, then verified by
-running the network: see `symmetry`. Alignment, graph encodings and canonical forms start from it.
+An immutable value, derived from the graph of a network (`weightspace.verification.symmetry`), read from JSON or
+written by hand. Alignment, merging, canonical forms, graph encodings and equivariant layers all start from it.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 
-import torch
-from torch import Tensor, nn
+from weightspace.errors import ArchitectureError, ShapeError
 
-from weightspace.errors import ArchitectureError
-from weightspace.network import Network, require_finite
-from weightspace.operations import Parameter
-
-TOLERANCE = 1e-9  # largest change of the function, relative to its size, that float64 rounding explains
+PERMUTATION = "permutation"
+SCALINGS = ("positive", "sign")
+LINEAR = ("orthogonal", "centered", "invertible")
+KINDS = (PERMUTATION, *SCALINGS, *LINEAR)
+FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """The symmetric group on `size` units that are permuted together."""
+    """A group that acts on `size` units.
+
+    kind: "permutation" (S_n), "positive" or "sign" (one factor per unit), "orthogonal", "centered" (orthogonal and
+    fixing the vector of ones, what LayerNorm allows) or "invertible" (one n x n matrix).
+
+    A group `within` others (a wreath product) has an independent element for every combination of their units:
+    one permutation of the units inside a head for every head. `copies` are the numbers of those units, so that
+    an element has the shape (*copies, size), or (*copies, size, size) for matrices. A name in `within` that is
+    no group is an index that does not move: heads that are told apart by a fixed bias, say.
+    """
 
     name: str
     size: int
+    kind: str = PERMUTATION
+    within: tuple[str, ...] = ()
+    copies: tuple[int, ...] = ()
+    units: str | None = None  # of a scaling: the permutation group of the units that are scaled
+
+    def __str__(self) -> str:
+        symbol = {
+            PERMUTATION: "S", "positive": "scale", "sign": "sign", "orthogonal": "O", "centered": "O1",
+            "invertible": "GL",
+        }[self.kind]  # fmt: skip
+        inside = f", one for each of {' x '.join(self.within)}" if self.within else ""
+        return f"{symbol}_{self.size} {self.name}{inside}"
 
 
 @dataclass(frozen=True)
-class Axis:
-    """How a group acts on one axis of a parameter: the axis has `group.size` x `block` entries, unit-major.
+class Factor:
+    """One index inside an axis: entry i of the factor stands i * stride further on.
 
-    block 1 permutes single entries; block b moves runs of b entries (a channel flattened with its pixels).
+    `name` is that of the group which moves the index, or of no group when it is fixed. A matrix M of a linear
+    group acts as M, or as its inverse transpose when `dual`; `scale` names the group that scales the entries,
+    by s, or by 1/s when `dual`.
     """
 
-    group: str
-    block: int = 1
+    name: str
+    size: int
+    stride: int = 1
+    dual: bool = False
+    scale: str | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of an axis that is a product of factors: the entry (i, j, ...) stands at offset + sum of i * stride."""
+
+    factors: tuple[Factor, ...]
+    offset: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(factor.size for factor in self.factors)
+
+
+Axis = tuple[Segment, ...]  # the segments some group moves; all other entries of the axis are fixed
 
 
 @dataclass(frozen=True)
@@ -49,155 +92,244 @@ class Frozen:
 
 @dataclass(frozen=True)
 class SymmetrySpec:
-    """Permutation symmetries of a network.
+    """Symmetries of a network's parameters: groups, and how they act on every axis.
 
     Attributes:
-        groups: the groups that act, independent of each other.
-        axes: parameter name -> one `Axis`, or None, for each of its axes; only parameters some group moves.
-        frozen: the axes that are left alone, each with the operation and reason.
-    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3.
+        groups: the groups that act; one that is `within` another stands behind it.
+        axes: parameter name -> for each of its axes the segments that move (empty: a fixed axis); only parameters
+            that some group moves.
+        frozen: the units that are left alone, each with the operation and reason.
+    Raises:
+        ArchitectureError: the description contradicts itself; the message names the entry.
+    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3, for permutations of whole axes.
     """
 
     groups: tuple[Group, ...]
-    axes: Mapping[str, tuple[Axis | None, ...]]
+    axes: Mapping[str, tuple[Axis, ...]]
     frozen: tuple[Frozen, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        _require_consistent(self)
+
+    # ---- looking at it -----------------------------------------------------------------------------------
+
+    @cached_property
+    def by_name(self) -> dict[str, Group]:
+        """Group name -> group."""
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def carriers(self) -> dict[str, tuple[tuple[str, int, Segment], ...]]:
+        """Group name -> the (parameter, axis, segment) triples it acts on."""
+        found: dict[str, list[tuple[str, int, Segment]]] = {group.name: [] for group in self.groups}
+        for name, axes in self.axes.items():
+            for number, segments in enumerate(axes):
+                for segment in segments:
+                    for factor in segment.factors:
+                        for acting in (factor.name, factor.scale):
+                            if acting in found:
+                                found[acting].append((name, number, segment))
+        return {name: tuple(places) for name, places in found.items()}
+
+    @property
+    def permutations(self) -> tuple[Group, ...]:
+        """The permutation groups."""
+        return tuple(group for group in self.groups if group.kind == PERMUTATION)
+
+    @property
+    def continuous(self) -> tuple[Group, ...]:
+        """The scalings and linear groups."""
+        return tuple(group for group in self.groups if group.kind != PERMUTATION)
+
     def __str__(self) -> str:
-        lines = [f"{len(self.groups)} permutation groups"]
+        groups = self.permutations
+        lines = [f"{len(groups)} permutation groups" + _listed(len(self.continuous), "continuous group")]
         for group in self.groups:
-            touched = [
-                f"{name}[{axis}]" + (f" in blocks of {entry.block}" if entry.block > 1 else "")
-                for name, entries in self.axes.items()
-                for axis, entry in enumerate(entries)
-                if entry is not None and entry.group == group.name
-            ]
-            lines.append(f"  S_{group.size} {group.name}: {', '.join(touched)}")
+            touched = []
+            for name, number, segment in self.carriers[group.name]:
+                text = f"{name}[{number}]"
+                entries = math.prod(segment.shape)
+                if segment.offset or len(self.axes[name][number]) > 1:
+                    text += f" at {segment.offset}"
+                if entries != group.size:
+                    text += f" as {' x '.join(str(n) for n in segment.shape)}"
+                touched.append(text)
+            lines.append(f"  {group}: {', '.join(touched)}")
         lines += [f"  frozen {entry.place} ({entry.size}): {entry.reason}" for entry in self.frozen]
         return "\n".join(lines)
 
+    # ---- other forms of it -------------------------------------------------------------------------------
+
     def without(self, names: Sequence[str], reason: str) -> SymmetrySpec:
-        """Return the spec with some groups frozen for a stated reason."""
-        moved = {
-            name: tuple(None if entry is None or entry.group in names else entry for entry in entries)
-            for name, entries in self.axes.items()
-        }
+        """Return the spec with some groups frozen for a stated reason; what is within them keeps its elements."""
+        gone = set(names) | {group.name for group in self.groups if group.units in names}
+        kept = tuple(group for group in self.groups if group.name not in gone)
+        frozen = (Frozen(g.name, g.size, reason) for g in self.groups if g.name in gone)
+        return SymmetrySpec(kept, _pruned(self.axes, kept), (*self.frozen, *frozen))
+
+    def only(self, kinds: Sequence[str]) -> SymmetrySpec:
+        """Return the spec with the groups of some kinds; the others are left out, not reported as frozen."""
+        kept = tuple(group for group in self.groups if group.kind in kinds)
+        return SymmetrySpec(kept, _pruned(self.axes, kept), self.frozen)
+
+    def renamed(self, names: Mapping[str, str]) -> SymmetrySpec:
+        """Return the spec for a network whose parameters have other names."""
         return SymmetrySpec(
-            tuple(group for group in self.groups if group.name not in names),
-            {name: entries for name, entries in moved.items() if any(entries)},
-            (*self.frozen, *(Frozen(g.name, g.size, reason) for g in self.groups if g.name in names)),
+            self.groups, {names.get(name, name): axes for name, axes in self.axes.items()}, self.frozen
         )
 
+    def require_fits(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Raise ShapeError naming the first axis of the spec that parameters of these shapes do not have."""
+        for name, axes in self.axes.items():
+            if name not in shapes:
+                raise ShapeError(f"the spec moves parameter {name!r}, which the network does not have")
+            shape = tuple(shapes[name])
+            if len(axes) != len(shape):
+                raise ShapeError(f"the spec describes {len(axes)} axes of {name!r}, which has shape {shape}")
+            for number, segments in enumerate(axes):
+                for segment in segments:
+                    last = segment.offset + sum((f.size - 1) * f.stride for f in segment.factors)
+                    if segment.offset < 0 or last >= shape[number]:
+                        raise ShapeError(
+                            f"the spec reaches entry {last} on axis {number} of {name!r}, which has shape {shape}"
+                        )
 
-def symmetry(
-    network_or_module: Network | nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None
-) -> SymmetrySpec:
-    """Derive the permutation symmetries of a network and verify them by running it.
-
-    A random element of every group is applied in float64; a group that changes the function by more than 1e-9
-    is frozen and reported. What the derivation does not understand is frozen with the reason, never guessed.
-
-    Args:
-        network_or_module: a `Network`, or a module to be traced.
-        example_inputs: needed to trace a module whose first layer is not Linear.
-    Raises:
-        ArchitectureError: the module cannot be traced.
-        NonFiniteError: NaN or infinite weights, with which running it verifies nothing.
-    """
-    from weightspace.symmetry_derivation import derive
-
-    network = as_network(network_or_module, example_inputs)
-    require_finite(network)
-    return _verified(derive(network), network)
-
-
-def as_network(
-    network_or_module: Network | nn.Module, example_inputs: Tensor | Sequence[Tensor] | None = None
-) -> Network:
-    """Return a `Network`, tracing a module when one is given."""
-    if isinstance(network_or_module, Network):
-        return network_or_module
-    if not isinstance(network_or_module, nn.Module):
-        raise ArchitectureError(
-            f"a Network or an nn.Module is needed, not {type(network_or_module).__name__}"
+    def to_json(self) -> str:
+        """Return the spec as JSON."""
+        return json.dumps(
+            {
+                "format": "weightspace.symmetry",
+                "version": FORMAT_VERSION,
+                "groups": [_short(asdict(group)) for group in self.groups],
+                "axes": {
+                    name: [[_short(asdict(segment)) for segment in segments] for segments in axes]
+                    for name, axes in self.axes.items()
+                },
+                "frozen": [asdict(entry) for entry in self.frozen],
+            }
         )
-    from weightspace.reading import default_inputs
-    from weightspace.tracing import trace
 
-    return trace(
-        network_or_module, default_inputs(network_or_module) if example_inputs is None else example_inputs
-    )
+    @classmethod
+    def from_json(cls, text: str) -> SymmetrySpec:
+        """Read `to_json()`, or a spec written by hand in the same form.
+
+        Raises:
+            ArchitectureError: not such a JSON, or one that contradicts itself.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != "weightspace.symmetry" or data["version"] != FORMAT_VERSION:
+                raise ArchitectureError(
+                    f"format {data['format']!r} version {data['version']!r} is not "
+                    f"'weightspace.symmetry' version {FORMAT_VERSION}"
+                )
+            groups = tuple(
+                Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+                for entry in data["groups"]
+            )
+            axes = {
+                name: tuple(
+                    tuple(
+                        Segment(tuple(Factor(**f) for f in segment["factors"]), segment.get("offset", 0))
+                        for segment in segments
+                    )
+                    for segments in entries
+                )
+                for name, entries in data["axes"].items()
+            }
+            frozen = tuple(Frozen(**entry) for entry in data.get("frozen", ()))
+            return cls(groups, axes, frozen)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArchitectureError(
+                f"this is not the JSON of a symmetry spec: {type(error).__name__} {error}"
+            ) from error
 
 
-def _verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
-    from weightspace.permutation import permute, random_permutations
-
-    if not spec.groups:
-        return spec
-    if any(not node.operation.name.startswith("aten.") for node in network.opaque):  # type: ignore[attr-defined]
-        names = [group.name for group in spec.groups]
-        place = network.opaque[0]
-        return spec.without(names, f"cannot be verified: {place.name} cannot be run")
-    generator = torch.Generator().manual_seed(0)
-    doubled = _varied(network.astype(torch.float64), generator)
-    elements = random_permutations(spec, generator)
-    if function_change(doubled, permute(doubled, spec, elements), generator) <= TOLERANCE:
-        return spec
-    broken = [
-        name
-        for name, element in elements.items()
-        if not function_change(doubled, permute(doubled, spec, {name: element}), generator) <= TOLERANCE
-    ]
-    return _verified(
-        spec.without(broken or list(elements), "changes the function when the network is run"), network
-    )
+def plain(name: str, size: int, block: int = 1) -> Axis:
+    """Return an axis of size x block entries, unit-major, whose units a group permutes: the commonest case."""
+    fixed = (Factor("", block),) if block > 1 else ()
+    return (Segment((Factor(name, size, block), *fixed)),)
 
 
-def _varied(network: Network, generator: torch.Generator) -> Network:
-    """Disturb every floating tensor, so that running statistics of 0 and 1 or zero biases hide nothing.
+def _listed(count: int, noun: str) -> str:
+    return f", {count} {noun}{'s' if count > 1 else ''}" if count else ""
 
-    Constants of the program (masks, scale factors) stay: another value may not make sense there.
-    """
-    values = {
-        name
-        for node in network.nodes
-        if isinstance(node.operation, Parameter)
-        for name in node.operation.parameters.values()
+
+def _short(entry: dict) -> dict:
+    """Leave out what has its default value."""
+    defaults = {"kind": PERMUTATION, "within": (), "copies": (), "units": None, "offset": 0, "dual": False}
+    defaults |= {"stride": 1, "scale": None}
+    return {
+        key: [_short(item) for item in value] if key == "factors" else value
+        for key, value in entry.items()
+        if key not in defaults or value != defaults[key]
     }
-    constants = values & network.buffers
-    return network.replace_parameters(
-        {
-            name: tensor * (1 + 0.1 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
-            + 0.01 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            for name, tensor in network.parameters.items()
-            if tensor.is_floating_point() and name not in constants
-        }
-    )
 
 
-def function_change(a: Network, b: Network, generator: torch.Generator, batch: int = 3) -> float:
-    """Return max |f_a(x) - f_b(x)| / max |f_a(x)| over a few random inputs (absolute where f_a is 0)."""
-    inputs = random_inputs(a, generator, batch)
-    with torch.no_grad():
-        first, second = (_outputs(network.to_module()(*inputs)) for network in (a, b))
-    scale = max((float(value.abs().max()) for value in first if value.numel()), default=0.0) or 1.0
-    return (
-        max(float((x - y).abs().max()) if x.numel() else 0.0 for x, y in zip(first, second, strict=True))
-        / scale
-    )
+def _pruned(axes: Mapping[str, tuple[Axis, ...]], groups: Sequence[Group]) -> dict[str, tuple[Axis, ...]]:
+    """Drop the segments, scalings and parameters that none of `groups` moves or counts copies by any more."""
+    names = {group.name for group in groups} | {parent for group in groups for parent in group.within}
+
+    def segment(old: Segment) -> Segment:
+        factors = (replace(f, scale=f.scale if f.scale in names else None) for f in old.factors)
+        return Segment(tuple(factors), old.offset)
+
+    pruned = {
+        name: tuple(
+            tuple(
+                segment(old)
+                for old in segments
+                if any(f.name in names or f.scale in names for f in old.factors)
+            )
+            for segments in entries
+        )
+        for name, entries in axes.items()
+    }
+    return {name: entries for name, entries in pruned.items() if any(entries)}
 
 
-def random_inputs(network: Network, generator: torch.Generator, batch: int = 3) -> list[Tensor]:
-    """Return standard normal inputs of the network's dtypes (integers 0 and 1 for integer inputs)."""
-    inputs = []
-    for node in network.inputs:
-        shape, dtype = [batch if n is None else n for n in node.shape], getattr(torch, node.dtype)
-        if dtype.is_floating_point:
-            inputs.append(torch.randn(shape, generator=generator, dtype=dtype))
-        else:
-            inputs.append(torch.randint(0, 2, shape, generator=generator).to(dtype))
-    return inputs
+def _require_consistent(spec: SymmetrySpec) -> None:
+    seen: dict[str, Group] = {}
+    for group in spec.groups:
+        if group.name in seen or not group.name:
+            raise ArchitectureError(f"two groups of the spec are named {group.name!r}, or one has no name")
+        if group.kind not in KINDS:
+            raise ArchitectureError(
+                f"group {group.name!r} is of kind {group.kind!r}; kinds are {', '.join(KINDS)}"
+            )
+        if len(group.within) != len(group.copies) or group.size < 1:
+            raise ArchitectureError(f"group {group.name!r}: sizes are missing, or copies do not fit within")
+        for parent, copies in zip(group.within, group.copies, strict=True):
+            if parent in seen and (seen[parent].size, seen[parent].kind) != (copies, PERMUTATION):
+                raise ArchitectureError(
+                    f"group {group.name!r} is within {copies} units of {parent!r}, which differs"
+                )
+            if any(later.name == parent for later in spec.groups) and parent not in seen:
+                raise ArchitectureError(
+                    f"group {group.name!r} must stand behind {parent!r}, which it is within"
+                )
+        seen[group.name] = group
+    for name, axes in spec.axes.items():
+        present = {f.name for segments in axes for segment in segments for f in segment.factors}
+        for segments in axes:
+            for segment in segments:
+                for factor in segment.factors:
+                    _require_factor(factor, name, present, seen)
 
 
-def _outputs(result: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    values = result if isinstance(result, tuple) else (result,)
-    return [value.double() for value in values]
+def _require_factor(factor: Factor, parameter: str, present: set[str], groups: Mapping[str, Group]) -> None:
+    for acting in (factor.name, factor.scale):
+        group = groups.get(acting or "")
+        if acting is factor.scale and acting is not None and group is None:
+            raise ArchitectureError(f"parameter {parameter!r} is scaled by {acting!r}, which is no group")
+        if group is None:
+            continue
+        if group.size != factor.size:
+            raise ArchitectureError(
+                f"group {group.name!r} moves {group.size} units; the axis of {parameter!r} has {factor.size}"
+            )
+        missing = [parent for parent in group.within if parent not in present]
+        if missing:
+            raise ArchitectureError(
+                f"group {group.name!r} is within {missing[0]!r}, which parameter {parameter!r} does not carry"
+            )

@@ -21,7 +21,7 @@ from certify.regions import Box
 from certify.signals import Output, System, system_of
 from weightspace.errors import UnsupportedOperationError
 from weightspace.network import Network
-from weightspace.symmetry_spec import as_network
+from weightspace.reading import as_network
 
 _PATIENCE = 120.0  # estimated seconds up to which programs are solved unless a bounder is named
 _MEMORY = 4e9  # bytes

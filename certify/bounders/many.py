@@ -22,7 +22,7 @@ from certify.lmi import Inequality, inequality_of
 from certify.signals import Output, System, system_of
 from certify.structured.batch import LARGEST, batch_key, minimize_batch
 from weightspace.network import Network
-from weightspace.symmetry_spec import as_network
+from weightspace.reading import as_network
 
 
 def lipschitz_many(

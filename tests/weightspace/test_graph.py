@@ -10,7 +10,7 @@ from torch import nn
 from weightspace.errors import UnsupportedOperationError
 from weightspace.graph import encode
 from weightspace.permutation import permute, random_permutations
-from weightspace.symmetry_spec import symmetry
+from weightspace.verification import symmetry
 from weightspace.tracing import trace
 
 

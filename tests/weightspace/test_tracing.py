@@ -1,17 +1,20 @@
 """Every traced module must compute what the module computes, and tracing what it runs as must give it again."""
 
 import io
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.weightspace.architectures import ARCHITECTURES, ZOO
 from weightspace.aten import AtenReader, Call
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import ArchitectureError, CheckpointError, WeightspaceError
 from weightspace.layers import Bilinear, BilinearMLP, GroupSort, Householder, Implicit, MaxMin
 from weightspace.pt2_format import read_pt2
+from weightspace.reading import read
 from weightspace.tracing import trace
 
 
@@ -168,6 +171,38 @@ def test_exported_program_reads_as_the_traced_network(name, tmp_path):
     assert network.hash == trace(module, example).hash
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.*recurrent")
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, torch.float64) for name in ARCHITECTURES), *((name, torch.float32) for name in ZOO)],
+)
+def test_architectures_are_made_of_typed_operations(name, dtype, tmp_path):
+    architecture = ARCHITECTURES[name]
+    module = architecture.module(seed=1).to(dtype)
+    inputs = architecture.inputs(dtype)
+    network = trace(module, inputs)
+    assert network.opaque == ()
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-12
+    inputs = architecture.inputs(dtype, seed=2)
+    torch.testing.assert_close(network.to_module()(*inputs), module(*inputs), rtol=tolerance, atol=tolerance)
+    network.save(tmp_path / "network.safetensors")
+    assert read(tmp_path / "network.safetensors").hash == network.hash
+    if dtype == torch.float64 and name in ZOO:
+        assert trace(network.to_module(), inputs).hash == network.hash
+
+
+def test_warnings_of_a_module_do_not_change_its_description():
+    class Remarking(nn.Module):
+        def forward(self, x):
+            warnings.warn("slow", stacklevel=1)
+            return 2 * x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert trace(Remarking(), torch.randn(3, 4)).inputs[0].shape == (None, 4)
+
+
 def test_known_operations_are_typed_and_named():
     network = trace(Residual(), torch.randn(2, 1, 8, 8))
     kinds = [node.operation.kind for node in network.nodes]
@@ -194,11 +229,11 @@ def test_tied_weights_are_one_parameter_with_an_alias():
 def test_unknown_operation_becomes_opaque_and_still_runs():
     class Cumulative(nn.Module):
         def forward(self, x):
-            return torch.cumsum(x, 1).topk(2).values
+            return torch.cumprod(x, 1).topk(2).values
 
     network = trace(Cumulative(), torch.randn(2, 5))
     assert [node.operation.attributes["name"] for node in network.opaque] == [
-        "aten.cumsum.default",
+        "aten.cumprod.default",
         "aten.topk.default",
     ]
     x = torch.randn(3, 5)
@@ -266,7 +301,46 @@ def by_assignment(m, x):
     return h
 
 
+def by_slices(m, x):
+    h = m.a(x).clone()
+    h[:, 1:3] = m.w[:2]
+    h[:, 0] += 1
+    return h
+
+
+def by_statistics(m, x):
+    kernel = F.batch_norm(m.a.weight[None], None, None, m.w, training=True)
+    return F.conv1d(x[:, None], kernel[0][:, None, :3], m.w, padding=1)
+
+
 KEPT = {
+    "single precision inside": lambda m, x: ((x @ m.w).float() / 3.7).exp().double() * 1000,
+    "computed kernel": lambda m, x: F.conv1d(x[:, None], torch.tanh(m.a.weight)[:, None], m.w, padding=2),
+    "computed transposed kernel": lambda m, x: F.conv_transpose1d(x[:, :, None], m.a.weight.exp()[..., None]),
+    "standardized kernel": by_statistics,
+    "computed group norm of images": lambda m, x: F.group_norm(x[..., None], 2, 1 + m.w, 1 - m.w),
+    "computed batch norm of images": lambda m, x: F.batch_norm(
+        x[..., None], m.count, 1 + m.count, 1 + m.w, m.w
+    ),
+    "assignment to slices": by_slices,
+    "equation without a result": lambda m, x: torch.einsum("ij, kj", x, m.a.weight),
+    "equation with dots": lambda m, x: torch.einsum("...i,oi->...o", x[:, None], m.a.weight),
+    "roll and flip": lambda m, x: x.roll((1, -2), (1, 1)).flip(-1) + x.flip(0, 1),
+    "take along": lambda m, x: torch.gather(m.a(x), 1, (x > 0).long()),
+    "cumulative sum": lambda m, x: x.cumsum(-1) + (x > 0).cumsum(1),
+    "largest with place": lambda m, x: torch.cat([t.float() for t in x.max(1, keepdim=True)], 1),
+    "smallest": lambda m, x: x.min(1).values[:, None] + x.max() + torch.max(x, m.w),
+    "repeated": lambda m, x: x.repeat(1, 2) + m.w.repeat(x.shape[0], 2) + m.w.repeat_interleave(2, 0),
+    "repeated by the batch": lambda m, x: m.a.weight.repeat(2 * x.shape[0], 1),
+    "range of the batch": lambda m, x: x + torch.arange(x.shape[0])[:, None],
+    "differences": lambda m, x: x.diff(dim=1, prepend=x[:, :1]),
+    "norm": lambda m, x: F.normalize(x, dim=-1) + x.norm(dim=0).sum(),
+    "unshuffled pixels": lambda m, x: F.pixel_unshuffle(x.view(-1, 1, 2, 2), 2),
+    "enlarged": lambda m, x: F.interpolate(x[:, None], size=7, mode="linear", align_corners=True),
+    "smoothed": lambda m, x: F.interpolate(
+        x.view(-1, 1, 2, 2), scale_factor=1.5, mode="bicubic", antialias=True
+    ),
+    "as another": lambda m, x: m.w[None].expand_as(x).reshape_as(x).multiply(x),
     "computed layer norm": lambda m, x: F.layer_norm(x, (4,), 1 + m.w, m.w),
     "computed rms norm": lambda m, x: F.rms_norm(x, (4,), 1 + m.w),
     "computed group norm": lambda m, x: F.group_norm(x, 2, 1 + m.w),
@@ -293,6 +367,41 @@ def test_what_the_program_does_is_kept(name):
     x = torch.randn(5, 4)
     expected = module(x.clone())
     torch.testing.assert_close(network.to_module()(x), expected, equal_nan=True)
+
+
+class States(nn.Module):
+    """Everything a recurrent layer hands back."""
+
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x, *states):
+        outputs, last = self.recurrent(x, states if len(states) > 1 else states[0] if states else None)
+        return outputs, *(last if isinstance(last, tuple) else (last,))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.*recurrent")
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, "projected"])
+def test_outputs_and_states_of_recurrent_layers(kind, bidirectional, given, dtype):
+    torch.manual_seed(0)
+    options = {"batch_first": True, "bidirectional": bidirectional, "num_layers": 2}
+    recurrent = nn.LSTM(3, 4, proj_size=2, **options) if kind == "projected" else kind(3, 4, **options)
+    module = States(recurrent).to(dtype).eval()
+    x = torch.randn(3, 5, 3, dtype=dtype)
+    states = [torch.randn_like(state) for state in module(x)[1:]] if given else []
+    # Here axis 0 of a state counts layers, so only an input that starts with the batch leaves it open.
+    network = trace(module, (x, *states))
+    assert network.opaque == ()
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-12
+    for a, b in zip(network.to_module()(x, *states), module(x, *states), strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+    again = network.to_module()
+    assert trace(again, (x, *states)).opaque == ()
 
 
 def write_beside(m, x):

@@ -7,39 +7,61 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ArchitectureError, ShapeError
+from weightspace.group_action import act, act_tensor
+from weightspace.matching.pieces import Piece, cut, inner_product
 from weightspace.network import Network, require_finite
-from weightspace.permutation import permute, permute_tensor
-from weightspace.symmetry_spec import TOLERANCE, SymmetrySpec, as_network, function_change, symmetry
+from weightspace.reading import as_network
+from weightspace.symmetry_spec import SymmetrySpec
+from weightspace.verification import TOLERANCE, function_change, symmetry, verified
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a matcher works on: the floating tensors some group moves, in float64, under the reference's names."""
+    """What a matcher works on: the trained floating tensors that some group moves, under the reference's names.
+
+    Attributes:
+        spec: the symmetries of the reference.
+        reference, model: name -> tensor, in the dtypes and on the devices of the networks.
+        networks: reference and model, for matchers that run them.
+        names: the reference's parameter names -> the model's.
+    """
 
     spec: SymmetrySpec
     reference: Mapping[str, Tensor]
     model: Mapping[str, Tensor]
+    networks: tuple[Network, Network] | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
 
-    def objective(self, permutations: Mapping[str, Tensor]) -> float:
-        """f = sum over parameters of <A, permuted B>; maximal where ||A - permuted B|| is minimal."""
+    @cached_property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The tensors cut into pieces with flat axes, float32 or float64."""
+        return cut(self.spec, self.spec.axes, self.reference, self.model)
+
+    def objective(self, elements: Mapping[str, Tensor]) -> float:
+        """f = sum over parameters of <A, moved B>; for permutations maximal where ||A - moved B|| is minimal."""
         total = 0.0
         for name, reference in self.reference.items():
-            moved = permute_tensor(self.model[name], self.spec.axes[name], permutations)
-            total += float((reference * moved).sum())
+            moved = act_tensor(self.model[name], self.spec.axes[name], elements, self.spec.by_name)
+            total += inner_product(reference, moved)
         return total
 
 
 class Matcher(ABC):
-    """A strategy for `align`. Law: the objective of what it returns is at least that of the identity."""
+    """A strategy for `align`. Those that look at weights alone never return less objective than the identity has."""
 
     @abstractmethod
     def match(self, problem: Problem) -> dict[str, Tensor]:
-        """Return a gather index for every group of the spec, to be applied to the model."""
+        """Return an element for every permutation group of the spec, to be applied to the model.
+
+        Raises:
+            ArchitectureError: the problem lacks what the matcher needs.
+        """
 
 
 @dataclass(frozen=True)
@@ -92,28 +114,32 @@ def align(
     *,
     matcher: Matcher | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
+    spec: SymmetrySpec | None = None,
 ) -> Alignment:
     """Permute the hidden units of `model` so that its weights come as close to the reference's as can be.
 
     Minimizes ||A - P B|| over the permutation symmetries of the architecture; `matcher` says how, default
-    `WeightMatching()`. The function of the model is preserved, which is checked by running both.
+    `FrankWolfeMatching()`. The function of the model is preserved, which is checked by running both.
 
     Args:
         reference, model: two networks or modules of equal structure; names may differ.
         example_inputs: to trace modules whose first layer is not Linear.
+        spec: the symmetries to use, under the reference's parameter names; default `symmetry(reference)`. One's own
+            is verified by running the reference.
     Raises:
-        ShapeError: the structures differ; the message names the first difference.
+        ShapeError: the structures differ; the message names the first difference. The spec does not fit.
         NonFiniteError: NaN or infinite weights.
-        ArchitectureError: the network has no permutation symmetry this version understands; the reasons are listed.
+        ArchitectureError: the network has no permutation symmetry this version understands; the reasons are
+            listed. Or a group of one's own spec changes the function; the message names it.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023).
     """
-    from weightspace.matching.weight_matching import WeightMatching
+    from weightspace.matching.frank_wolfe import FrankWolfeMatching
 
     a, b = as_network(reference, example_inputs), as_network(model, example_inputs)
     names = corresponding_parameters(a, b)
     require_finite(a)
     require_finite(b)
-    spec = symmetry(a)
+    spec = symmetry(a) if spec is None else _own(spec, a)
     if not spec.groups:
         reasons = "; ".join(f"{entry.place}: {entry.reason}" for entry in spec.frozen[:4])
         raise ArchitectureError(
@@ -124,29 +150,43 @@ def align(
     }
     problem = Problem(
         spec,
-        {name: a.parameters[name].double() for name in moved},
-        {name: b.parameters[names[name]].double() for name in moved},
+        {name: a.parameters[name].detach() for name in a.parameters if name in moved},
+        {name: b.parameters[names[name]].detach() for name in a.parameters if name in moved},
+        (a, b),
+        names,
     )
-    permutations = (matcher or WeightMatching()).match(problem)
-    renamed = {names[name]: axes for name, axes in spec.axes.items()}
-    aligned = permute(b, SymmetrySpec(spec.groups, renamed), permutations)
-    change = function_change(
-        b.astype(torch.float64), aligned.astype(torch.float64), torch.Generator().manual_seed(1)
-    )
+    permutations = (matcher or FrankWolfeMatching()).match(problem)
+    renamed = spec.renamed(names)
+    exact = b.astype(torch.float64)
+    change = function_change(exact, act(exact, renamed, permutations), torch.Generator().manual_seed(1))
     if not change <= TOLERANCE:
         raise ArchitectureError(
             f"the alignment would change the function by {change:.1e}; please report this network"
         )
+    aligned = act(b, renamed, permutations)
     return Alignment(
         dict(permutations),
         aligned if isinstance(model, Network) else _module(model, b, aligned),
-        problem.objective(permutations),
-        problem.objective({}),
+        sum(inner_product(problem.reference[name], aligned.parameters[names[name]]) for name in problem.reference),
+        sum(inner_product(problem.reference[name], problem.model[name]) for name in problem.reference),
         _distance(a, aligned, names),
         _distance(a, b, names),
         change,
         spec,
     )
+
+
+def _own(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
+    """Return a spec that was given, or refuse it: what is asked for is not to be left out silently."""
+    spec.require_fits({name: tensor.shape for name, tensor in network.parameters.items()})
+    kept = verified(spec, network).by_name
+    for group in spec.groups:
+        if group.name not in kept:
+            raise ArchitectureError(
+                f"group {group.name!r} of the spec changes the function of the network; take it out with "
+                f"spec.without([{group.name!r}], reason)"
+            )
+    return spec
 
 
 def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
@@ -202,7 +242,11 @@ def _distance(a: Network, b: Network, names: Mapping[str, str]) -> float:
     total = 0.0
     for name, other in names.items():
         if a.parameters[name].is_floating_point():
-            total += float((a.parameters[name].double() - b.parameters[other].double()).square().sum())
+            first, second = a.parameters[name], b.parameters[other]
+            if first.dtype != second.dtype:
+                first, second = first.double(), second.double()
+            difference = first - second
+            total += inner_product(difference, difference)
     return total**0.5
 
 

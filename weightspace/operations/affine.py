@@ -48,15 +48,39 @@ class Conv(Operation):
         return len(self.stride)
 
     def evaluate(self, inputs, weights):
-        x, weight, bias = inputs[0], weights["weight"], weights.get("bias")
-        if self.transposed:
-            function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.axes - 1]
-            output_padding = self.output_padding or (0,) * self.axes
-            return function(
-                x, weight, bias, self.stride, self.padding, output_padding, self.groups, self.dilation
-            )
-        function = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
-        return function(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return _convolve(self, inputs[0], weights["weight"], weights.get("bias"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputedConv(Operation):
+    """Convolution as `Conv` does it with a kernel, and a bias, that the network computes.
+
+    Inputs: x, the kernel, laid out as `Conv.weight`, and optionally the bias.
+    """
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def evaluate(self, inputs, weights):
+        x, weight, *bias = inputs
+        return _convolve(self, x, weight, bias[0] if bias else None)
+
+
+def _convolve(operation: Conv | ComputedConv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    axes = len(operation.stride)
+    groups, dilation = operation.groups, operation.dilation
+    if operation.transposed:
+        function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[axes - 1]
+        output_padding = operation.output_padding or (0,) * axes
+        return function(
+            x, weight, bias, operation.stride, operation.padding, output_padding, groups, dilation
+        )
+    function = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+    return function(x, weight, bias, operation.stride, operation.padding, dilation, groups)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,19 @@ class MatMul(Operation):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Einsum(Operation):
+    """Sum of products over the indices that `equation` does not return, as torch.einsum; any number of inputs.
+
+    The equation has no spaces and no ellipsis and states its result: "bqhd,bkhd->bhqk".
+    """
+
+    equation: str
+
+    def evaluate(self, inputs, weights):
+        return torch.einsum(self.equation, *inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Elementwise(Operation):
     """Any other broadcast function of two or three values, by the name torch gives it."""
 
@@ -57,7 +70,7 @@ class Elementwise(Operation):
 
     NAMES = (
         "bitwise_and", "bitwise_or", "eq", "ge", "gt", "le", "logical_and", "logical_or", "lt", "maximum",
-        "minimum", "ne", "where",
+        "minimum", "ne", "remainder", "where",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -95,6 +108,16 @@ class Reduce(Operation):
     def evaluate(self, inputs, weights):
         axes = self.axes or tuple(range(inputs[0].ndim))
         return getattr(torch, self.name)(inputs[0], dim=axes, keepdim=self.keep)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CumulativeSum(Operation):
+    """Sums of the elements up to and including each one along an axis."""
+
+    axis: int
+
+    def evaluate(self, inputs, weights):
+        return torch.cumsum(inputs[0], self.axis)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Pooling over the trailing spatial axes."""
+"""Pooling and interpolation over the trailing spatial axes."""
 
 from __future__ import annotations
 
@@ -51,3 +51,33 @@ class AdaptiveAveragePool(Operation):
             len(self.size) - 1
         ]
         return function(inputs[0], self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpolate(Operation):
+    """Resize the axes after the second to `size`, or by the factors `scale`; modes as torch names them.
+
+    Each output element is a fixed combination of input elements of the same channel.
+    """
+
+    mode: str
+    size: tuple[int, ...] | None = None
+    scale: tuple[float, ...] | None = None
+    align_corners: bool = False
+    antialias: bool = False
+
+    MODES = ("nearest", "nearest-exact", "linear", "bilinear", "bicubic", "trilinear")
+
+    def __post_init__(self):
+        if self.mode not in self.MODES:
+            raise TypeError(f"Interpolate knows {', '.join(self.MODES)}, not {self.mode!r}")
+
+    def evaluate(self, inputs, weights):
+        return F.interpolate(
+            inputs[0],
+            self.size,
+            self.scale,
+            self.mode,
+            None if self.mode.startswith("nearest") else self.align_corners,
+            antialias=self.antialias,
+        )

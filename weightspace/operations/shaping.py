@@ -146,3 +146,54 @@ class Gather(Operation):
         index = torch.where(index < 0, index + x.shape[axis], index)
         shape = (*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
         return x.index_select(axis, index.reshape(-1)).reshape(shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelShuffle(Operation):
+    """(..., channels * r * r, height, width) -> (..., channels, height * r, width * r), r = `factor`."""
+
+    factor: int
+
+    def evaluate(self, inputs, weights):
+        return F.pixel_shuffle(inputs[0], self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelUnshuffle(Operation):
+    """(..., channels, height * r, width * r) -> (..., channels * r * r, height, width), r = `factor`."""
+
+    factor: int
+
+    def evaluate(self, inputs, weights):
+        return F.pixel_unshuffle(inputs[0], self.factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakeAlong(Operation):
+    """out[..., i, ...] = x[..., index[..., i, ...], ...] along one axis; inputs x and index, of the same rank."""
+
+    axis: int
+
+    def evaluate(self, inputs, weights):
+        return torch.gather(inputs[0], self.axis, inputs[1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll(Operation):
+    """Move elements cyclically by `shifts` along `axes`."""
+
+    shifts: tuple[int, ...]
+    axes: tuple[int, ...]
+
+    def evaluate(self, inputs, weights):
+        return torch.roll(inputs[0], self.shifts, self.axes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip(Operation):
+    """Reverse the order of elements along `axes`."""
+
+    axes: tuple[int, ...]
+
+    def evaluate(self, inputs, weights):
+        return torch.flip(inputs[0], self.axes)

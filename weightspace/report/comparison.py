@@ -15,7 +15,7 @@ from weightspace.network import Network
 from weightspace.paths import Barrier, barrier
 from weightspace.report.content import Block, Evaluation, Gap, Section, Subject, Table, Text
 from weightspace.report.figures import barrier_figure, picture
-from weightspace.symmetry_spec import random_inputs
+from weightspace.verification import random_inputs
 
 PAIRS_SHOWN = 6
 RANDOM_INPUTS = (
