@@ -1,9 +1,9 @@
 """Two independently trained transformers on one line: permutations only, and rotations and invertible maps too.
 
 A character-level language model (on the text of Python's own standard library) and a small vision transformer (on
-MNIST, from WEIGHTSPACE_DATA) are trained here twice each. Every pair is joined as it is, after permutations (all
-matchers' default) and after the continuous groups (ProcrustesMatching), and the loss on held-out data is measured
-along the line. About 6 minutes.
+MNIST, from WEIGHTSPACE_DATA) are trained here twice each, gains folded. Every pair is joined as it is, after
+permutations (the default matcher, and by activations) and after the continuous groups (ProcrustesMatching, by weights
+alone and with data), and the loss on held-out data is measured along the line. About 8 minutes.
 
     OMP_NUM_THREADS=1 python benchmarks/continuous_symmetries.py
 """
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import weightspace
 from weightspace.folding import fold_gains
-from weightspace.matching.procrustes import ProcrustesMatching
+from weightspace.matching import ActivationMatching, ProcrustesMatching
 
 SEEDS = (0, 1)
 CONTEXT, WIDTH, HEADS, DEPTH = 64, 64, 4, 2
@@ -118,7 +118,7 @@ def train(model: nn.Module, batches, steps: int) -> nn.Module:
     return model.eval()
 
 
-def language_models() -> tuple[list[nn.Module], Tensor, Tensor]:
+def language_models() -> tuple[list[nn.Module], Tensor, Tensor, Tensor]:
     data = text()
     split = int(0.95 * len(data))
     models = []
@@ -131,10 +131,10 @@ def language_models() -> tuple[list[nn.Module], Tensor, Tensor]:
             )
         )
     x, y = language_batches(data[split:], 256, torch.Generator().manual_seed(99))
-    return models, x, y
+    return models, x, y, language_batches(data[:split], 48, torch.Generator().manual_seed(5))[0]
 
 
-def vision_transformers() -> tuple[list[nn.Module], Tensor, Tensor]:
+def vision_transformers() -> tuple[list[nn.Module], Tensor, Tensor, Tensor]:
     x_train, y_train, x_test, y_test = images()
     models = []
     for seed in SEEDS:
@@ -146,10 +146,10 @@ def vision_transformers() -> tuple[list[nn.Module], Tensor, Tensor]:
             return x_train[rows], y_train[rows]
 
         models.append(train(VisionTransformer(), batch, VISION_STEPS))
-    return models, x_test, y_test
+    return models, x_test, y_test, x_train[:300]
 
 
-def measure(name: str, models: list[nn.Module], x: Tensor, y: Tensor) -> list[dict]:
+def measure(name: str, models: list[nn.Module], x: Tensor, y: Tensor, data: Tensor) -> list[dict]:
     """Barrier and middle loss of one pair by every method."""
     a, b = (fold_gains(weightspace.trace(model, x[:3])) for model in models)
 
@@ -157,13 +157,13 @@ def measure(name: str, models: list[nn.Module], x: Tensor, y: Tensor) -> list[di
         return float(F.cross_entropy(module(x).flatten(0, -2), y.flatten()))
 
     rows = []
+    plain, everything = (weightspace.symmetry(a, continuous=flag) for flag in (False, True))
     methods = {
         "as they are": None,
-        "permutations": (weightspace.symmetry(a), None),
-        "permutations and continuous": (
-            weightspace.symmetry(a, continuous=True),
-            ProcrustesMatching(),
-        ),
+        "permutations": (plain, None),
+        "permutations, by activations": (plain, ActivationMatching(data)),
+        "continuous": (everything, ProcrustesMatching()),
+        "continuous, with data": (everything, ProcrustesMatching(data=data)),
     }
     for method, choice in methods.items():
         started = time.process_time()

@@ -5,7 +5,15 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightspace.canonical_form import canonical_form as canonical_form, canonical_hash as canonical_hash
+    from weightspace.common_order import Comparison as Comparison, compare as compare
     from weightspace.curvature import PathCurvature as PathCurvature, path_curvature as path_curvature
+    from weightspace.distances import (
+        Difference as Difference,
+        Distance as Distance,
+        difference as difference,
+        distance as distance,
+    )
     from weightspace.errors import (
         ArchitectureError as ArchitectureError,
         CheckpointError as CheckpointError,
@@ -13,11 +21,14 @@ if TYPE_CHECKING:
         NonFiniteError as NonFiniteError,
         OutputError as OutputError,
         ShapeError as ShapeError,
+        SymmetryError as SymmetryError,
         UnsupportedOperationError as UnsupportedOperationError,
         WeightspaceError as WeightspaceError,
     )
     from weightspace.graph import ParameterGraph as ParameterGraph, encode as encode
+    from weightspace.heritage import Lineage as Lineage, lineage as lineage
     from weightspace.inspection import Inspection as Inspection, inspect as inspect
+    from weightspace.kinship import Kinship as Kinship, Provenance as Provenance, provenance as provenance
     from weightspace.matching import (
         Alignment as Alignment,
         WeightMatching as WeightMatching,
@@ -51,7 +62,12 @@ _EXPORTS = {
     "Average": "weightspace.universe",
     "Barrier": "weightspace.paths",
     "CheckpointError": "weightspace.errors",
+    "Comparison": "weightspace.common_order",
+    "Difference": "weightspace.distances",
+    "Distance": "weightspace.distances",
     "Inspection": "weightspace.inspection",
+    "Kinship": "weightspace.kinship",
+    "Lineage": "weightspace.heritage",
     "MergeMany": "weightspace.universe",
     "Merged": "weightspace.merging",
     "MissingDependencyError": "weightspace.errors",
@@ -60,9 +76,11 @@ _EXPORTS = {
     "OutputError": "weightspace.errors",
     "ParameterGraph": "weightspace.graph",
     "PathCurvature": "weightspace.curvature",
+    "Provenance": "weightspace.kinship",
     "Reference": "weightspace.universe",
     "Restored": "weightspace.repair",
     "ShapeError": "weightspace.errors",
+    "SymmetryError": "weightspace.errors",
     "SymmetrySpec": "weightspace.symmetry_spec",
     "Universe": "weightspace.universe",
     "UnsupportedOperationError": "weightspace.errors",
@@ -70,12 +88,19 @@ _EXPORTS = {
     "WeightspaceError": "weightspace.errors",
     "align": "weightspace.matching",
     "barrier": "weightspace.paths",
+    "canonical_form": "weightspace.canonical_form",
+    "canonical_hash": "weightspace.canonical_form",
+    "compare": "weightspace.common_order",
+    "difference": "weightspace.distances",
+    "distance": "weightspace.distances",
     "encode": "weightspace.graph",
     "inspect": "weightspace.inspection",
     "interpolate": "weightspace.paths",
+    "lineage": "weightspace.heritage",
     "merge": "weightspace.merging",
     "path_curvature": "weightspace.curvature",
     "permute_optimizer_state": "weightspace.optimizer_state",
+    "provenance": "weightspace.kinship",
     "read": "weightspace.reading",
     "reset_batch_norm": "weightspace.repair",
     "restore_statistics": "weightspace.repair",

@@ -23,7 +23,12 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("weightspace.report.cli:app", "The report on the bundled checkpoints."),
     "inspect": ("weightspace.commands:app", "One row per tensor: norms, spectra, dead units, NaN."),
     "diff": ("weightspace.commands:app", "How two checkpoints differ, raw and modulo neuron order."),
+    "similarity": (
+        "weightspace.commands:app",
+        "Distances of many checkpoints modulo neuron order, and who descends from whom.",
+    ),
     "align": ("weightspace.commands:app", "Put one model's neurons into another's order."),
+    "merge": ("weightspace.merging_cli:app", "Make one model of several: align their neurons, then average."),
     "graph": ("weightspace.commands:app", "Write the graph of neurons and weights as JSON."),
     "certify": ("certify.cli:app", "Bound the Lipschitz constant; exit 0 certified, 1 not, 2 error."),
     "check": ("certify.cli:app", "Check a certificate against a network; exit 0 valid, 1 invalid, 2 error."),

@@ -1,4 +1,4 @@
-"""The commands `inspect`, `diff`, `align` and `graph`."""
+"""The commands `inspect`, `diff`, `similarity`, `align` and `graph`."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ def inspect_command(file: File, as_json: Json = False) -> None:
 def diff_command(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Compare tensors as they stand only, in bounded memory.")
+    ] = False,
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
@@ -56,46 +59,123 @@ def diff_command(
     from weightspace.checkpoint import open_checkpoint
     from weightspace.distances import difference
     from weightspace.errors import WeightspaceError
-    from weightspace.matching import align
+    from weightspace.kinship import Kinship, provenance
     from weightspace.matching.alignment import corresponding_parameters
-    from weightspace.network import Network
     from weightspace.reading import read
 
     data: dict[str, Any] = {"a": str(a), "b": str(b)}
     networks = []
+    found = None
+    after: dict[str, float] = {}
+    programs = any(path.suffix in (".onnx", ".pt2") for path in (a, b))
     try:
+        if raw and not programs:
+            raise WeightspaceError("--raw was given")
         networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in (a, b)]
         names = corresponding_parameters(*networks)
-        raw = difference(networks[0].parameters, networks[1].parameters, names=names)
-        alignment = align(*networks)
-        assert isinstance(alignment.model, Network)
-        used = {key: n for key, n in names.items() if key in alignment.spec.axes}
-        data["modulo_permutation"] = {
-            "same_network": alignment.same_network,
-            "distance": alignment.distance,
-            "distance_before": alignment.distance_before,
-            "gap": difference(networks[0].parameters, alignment.model.parameters, names=used).gap,
+        found = difference(networks[0].parameters, networks[1].parameters, names=names)
+        if raw:
+            raise WeightspaceError("--raw was given")
+        kin = provenance(*networks)
+        after = {
+            row.name: row.gap
+            for row in difference(networks[0].parameters, kin.aligned.parameters, names=names).tensors
         }
-        after = (
-            f"modulo neuron order: distance {alignment.distance:.4g} (before {alignment.distance_before:.4g})"
-            + (": the same network" if alignment.same_network else "")
+        rounded = kin.kinship is Kinship.ROUNDED and str(kin.precision).startswith("float32")
+        data["modulo_permutation"] = {
+            "same_network": rounded or kin.kinship in (Kinship.IDENTICAL, Kinship.REORDERED),
+            "distance": kin.distance,
+            "distance_before": kin.distance_raw,
+            "gap": kin.gap,
+        }
+        data["provenance"] = json.loads(kin.to_json())
+        line = (
+            f"modulo neuron order: gap {kin.gap:.3g} (as they stand {kin.gap_raw:.3g}), "
+            f"distance {kin.distance:.4g} ({kin.distance_raw:.4g})\nprovenance: {kin}"
         )
     except WeightspaceError as error:
-        if a.suffix in (".onnx", ".pt2") or b.suffix in (".onnx", ".pt2"):
+        if programs and len(networks) < 2:
             raise
-        raw = difference(open_checkpoint(a).state_dict(), open_checkpoint(b).state_dict())
+        if found is None:  # no networks, or of different structure: names decide
+            states = (
+                [network.parameters for network in networks]
+                if programs
+                else [open_checkpoint(path).state_dict() for path in (a, b)]
+            )
+            found = difference(*states)
         data["modulo_permutation"] = {"not_analyzed": str(error)}
-        after = f"modulo neuron order: not analyzed: {error}"
+        line = f"modulo neuron order: not analyzed: {error}"
     data |= {
-        "equal": raw.equal,
-        "tensors": [{**vars(row), "largest": _finite(row.largest)} for row in raw.tensors],
-        "only_a": raw.only_a,
-        "only_b": raw.only_b,
-        "reshaped": raw.reshaped,
+        "equal": found.equal,
+        "gap": found.gap,
+        "tensors": [
+            {**vars(row), "largest": _finite(row.largest), "gap_modulo_permutation": after.get(row.name)}
+            for row in found.tensors
+        ],
+        "only_a": found.only_a,
+        "only_b": found.only_b,
+        "reshaped": found.reshaped,
     }
-    emit(data, f"{_difference_table(raw)}\n{after}", as_json)
+    emit(data, f"{_difference_table(found, after)}\n{line}", as_json)
     for network in networks:
         assumption(network)
+
+
+@app.command("similarity")
+def similarity_command(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Two or more checkpoints of one architecture.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder for report.html and report.json with pictures."),
+    ] = None,
+    architecture: Architecture = None,
+    activation: Activation = None,
+    layout: Layout = None,
+    as_json: Json = False,
+) -> None:
+    """Compare many checkpoints modulo neuron order: a matrix of distances, families, and a tree of descent."""
+    from weightspace.common_order import compare
+    from weightspace.heritage import lineage
+    from weightspace.reading import read
+    from weightspace.report.content import Section
+    from weightspace.report.page import assemble, require_folder, short_names
+    from weightspace.report.similarity import ANCHOR, TITLE, similarity_blocks, similarity_data
+
+    if output is not None:
+        require_folder(output)
+    networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in files]
+    names = short_names(files)
+    comparison = compare(dict(zip(names, networks, strict=True)), progress=True)
+    tree = lineage(comparison)
+    data = similarity_data(comparison, tree)
+    text = [_matrix(comparison), "", "descent, as the weights suggest it:", str(tree)]
+    same = [h for h in dict.fromkeys(comparison.hashes) if h is not None and comparison.hashes.count(h) > 1]
+    for own in same:
+        equal = [name for name, other in zip(names, comparison.hashes, strict=True) if other == own]
+        text.insert(1, f"one network up to neuron order: {', '.join(equal)}")
+    if output is not None:
+        section = Section(TITLE, ANCHOR, similarity_blocks(comparison, tree), data)
+        page = assemble(names, [section]).write(output)
+        data["page"] = str(page)
+        text.append(f"wrote {page}")
+    emit(data, "\n".join(text), as_json)
+    for network in networks:
+        assumption(network)
+
+
+def _matrix(comparison: Any) -> str:
+    """Relative distances, in the order of the dendrogram's leaves."""
+    from scipy.cluster.hierarchy import leaves_list
+
+    order = leaves_list(comparison.linkage())
+    width = max(len(name) for name in comparison.names)
+    lines = ["distance modulo neuron order, relative to the norms"]
+    for row in order:
+        values = " ".join(f"{comparison.relative[row, column]:5.3f}" for column in order)
+        lines.append(f"{comparison.names[row]:<{width}}  {values}")
+    return "\n".join(lines)
 
 
 def _finite(value: float) -> float | None:
@@ -103,14 +183,15 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _difference_table(raw: Any) -> str:
-    width = max((len(row.name) for row in raw.tensors), default=6)
-    lines = [f"{'tensor':<{width}}  {'gap':>9}  {'cosine':>9}  {'largest':>10}"]
-    for row in raw.tensors:
+def _difference_table(found: Any, after: dict[str, float]) -> str:
+    width = max((len(row.name) for row in found.tensors), default=6)
+    lines = [f"{'tensor':<{width}}  {'gap':>9}  {'reordered':>9}  {'cosine':>9}  {'largest':>10}"]
+    for row in found.tensors:
         cosine = "-" if row.cosine is None else f"{row.cosine:.6f}"
-        lines.append(f"{row.name:<{width}}  {row.gap:>9.3g}  {cosine:>9}  {row.largest:>10.3g}")
-    lines += [f"{name}: only in A" for name in raw.only_a] + [f"{name}: only in B" for name in raw.only_b]
-    lines += [f"{name}: {first} in A, {second} in B" for name, first, second in raw.reshaped]
+        modulo = f"{after[row.name]:.3g}" if row.name in after else "-"
+        lines.append(f"{row.name:<{width}}  {row.gap:>9.3g}  {modulo:>9}  {cosine:>9}  {row.largest:>10.3g}")
+    lines += [f"{name}: only in A" for name in found.only_a] + [f"{name}: only in B" for name in found.only_b]
+    lines += [f"{name}: {first} in A, {second} in B" for name, first, second in found.reshaped]
     return "\n".join(lines)
 
 

@@ -25,6 +25,10 @@ class ShapeError(WeightspaceError, ValueError):
     """Two shapes that must agree do not, or a tensor has the wrong number of axes."""
 
 
+class SymmetryError(WeightspaceError, ArithmeticError):
+    """The weights are so symmetric that an answer which must not depend on the order of neurons is out of reach."""
+
+
 class NonFiniteError(WeightspaceError, ValueError):
     """A weight is NaN or infinite where the analysis needs finite numbers."""
 

@@ -68,7 +68,7 @@ class _Folding:
         """The Linear nodes that read a value, through means over other axes; None when anything else does."""
         found: list[Node] = []
         for user in self.before.consumers[name]:
-            if _keeps_gain(user, len(self.before.node(name).shape)):
+            if _keeps_gain(user, self.before.node(name).shape):
                 behind = self.readers(user.name)
                 if behind is None:
                     return None
@@ -144,9 +144,12 @@ class _Folding:
         )
 
 
-def _keeps_gain(node: Node, rank: int) -> bool:
-    """Whether f(g * x + c) = g * f(x) + c for g and c along the last axis."""
+def _keeps_gain(node: Node, shape: tuple[int | None, ...]) -> bool:
+    """Whether f(g * x + c) = g * f(x) + c for g and c along the last axis of x."""
+    rank = len(shape)
     match node.operation:
+        case op.Reshape() | op.Flatten():
+            return node.shape[-1] == shape[-1] is not None
         case op.Cast():
             return True
         case op.Reduce(name="mean", axes=axes):

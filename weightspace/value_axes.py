@@ -28,7 +28,9 @@ def value_axes(network: Network, spec: SymmetrySpec) -> dict[str, tuple[Axis, ..
                             names[found.atom.space] = name
     result = {}
     for node, value in state.values.items():
-        if not isinstance(value, Stacked) and not any(_mixed(run) for ref in value for run in state.spaces.runs(ref)):
+        if not isinstance(value, Stacked) and not any(
+            _mixed(run) for ref in value for run in state.spaces.runs(ref)
+        ):
             axes = tuple(_segments(state.spaces.runs(ref), names) for ref in value)
             if any(axes):
                 result[node] = axes

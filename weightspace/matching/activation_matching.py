@@ -20,7 +20,17 @@ from weightspace.value_axes import value_axes
 
 Batch = Tensor | tuple[Tensor, ...]
 
-_REARRANGED = (op.Cast, op.Expand, op.Flatten, op.Permute, op.Reshape, op.Select, op.Slice, op.Squeeze, op.Unsqueeze)
+_REARRANGED = (
+    op.Cast,
+    op.Expand,
+    op.Flatten,
+    op.Permute,
+    op.Reshape,
+    op.Select,
+    op.Slice,
+    op.Squeeze,
+    op.Unsqueeze,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +71,9 @@ class ActivationMatching(Matcher):
         """For every family, pattern -> C."""
         totals: dict[_Site, _Moments] = {}
         for site, a, b in self._values(problem):
-            totals.setdefault(site, _Moments(*(torch.zeros(len(a), dtype=torch.float64) for _ in range(4)))).add(a, b)
+            if site not in totals:
+                totals[site] = _Moments.none(len(a))
+            totals[site].add(a, b)
         gains: list[dict[Pattern, Tensor]] = [{} for _ in state.families]
         for site, a, b in self._values(problem):
             a, b = totals[site].standardized(a, b)
@@ -110,6 +122,11 @@ class _Moments:
     bb: Tensor
     count: int = 0
 
+    @classmethod
+    def none(cls, units: int) -> _Moments:
+        a, b, aa, bb = (torch.zeros(units, dtype=torch.float64) for _ in range(4))
+        return cls(a, b, aa, bb)
+
     def add(self, a: Tensor, b: Tensor) -> None:
         for total, value in ((self.a, a), (self.b, b), (self.aa, a.square()), (self.bb, b.square())):
             total += value.sum(1, dtype=torch.float64).cpu()
@@ -135,7 +152,9 @@ def batches(data: Tensor | Sequence[Batch], size: int = 1000) -> Iterator[tuple[
 
 def cast(inputs: Sequence[Tensor], network: Network) -> list[Tensor]:
     """Return inputs in the dtypes the network takes."""
-    dtypes: Mapping[int, torch.dtype] = {n: getattr(torch, node.dtype) for n, node in enumerate(network.inputs)}
+    dtypes: Mapping[int, torch.dtype] = {
+        n: getattr(torch, node.dtype) for n, node in enumerate(network.inputs)
+    }
     return [x.to(dtypes[n]) if n in dtypes and x.is_floating_point() else x for n, x in enumerate(inputs)]
 
 

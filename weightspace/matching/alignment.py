@@ -167,7 +167,10 @@ def align(
     return Alignment(
         dict(permutations),
         aligned if isinstance(model, Network) else _module(model, b, aligned),
-        sum(inner_product(problem.reference[name], aligned.parameters[names[name]]) for name in problem.reference),
+        sum(
+            inner_product(problem.reference[name], aligned.parameters[names[name]])
+            for name in problem.reference
+        ),
         sum(inner_product(problem.reference[name], problem.model[name]) for name in problem.reference),
         _distance(a, aligned, names),
         _distance(a, b, names),

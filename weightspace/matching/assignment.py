@@ -73,7 +73,8 @@ def solve(family: Family, terms: Terms, generator: torch.Generator | None = None
         (name,), (gains,) = family.names, terms.values()
         return {name: assign(gains)}
     grids = {
-        pattern: gains.cpu().reshape(*family.shape(pattern), *family.shape(pattern)) for pattern, gains in terms.items()
+        pattern: gains.cpu().reshape(*family.shape(pattern), *family.shape(pattern))
+        for pattern, gains in terms.items()
     }
     tops = [name for name in family.names if not family.parents(name)]
     _, elements = _level(family, tops, grids, (), generator or torch.Generator().manual_seed(0))
@@ -219,7 +220,9 @@ class _Products:
                 total += self._contracted(pattern, term, place, elements)
         return total
 
-    def _contracted(self, pattern: Pattern, term: Tensor, kept: int | None, elements: Mapping[str, Tensor]) -> Tensor:
+    def _contracted(
+        self, pattern: Pattern, term: Tensor, kept: int | None, elements: Mapping[str, Tensor]
+    ) -> Tensor:
         remaining = list(range(len(pattern)))
         for place in reversed(range(len(pattern))):
             if place == kept:

@@ -26,7 +26,10 @@ class FrankWolfeMatching(Matcher):
     family of groups), D <- D + t (S - D) with the t in [0, 1] that maximizes f. Where no tensor is carried by more
     than two slots f is quadratic on that line, $f(t) = f(0) + l t + q t^2$, t = 1 if $q \ge 0$, else
     $\min(1, -l / 2q)$; otherwise the polynomial is read off at as many points as it needs. The end point is rounded
-    by an assignment and raised by the coordinate steps of `WeightMatching`. Never returns less than the identity.
+    by an assignment and raised by the coordinate steps of `WeightMatching`.
+
+    One run of `WeightMatching` comes first. Its result is returned where it is plain: every unit fits its partner
+    better than any other (copies, fine-tuned models). Else the better of the two is.
 
     Slots of more than 8192 entries (large grouped convolutions, whose two axes form one slot) take part in the
     coordinate steps only.
@@ -45,15 +48,15 @@ class FrankWolfeMatching(Matcher):
     def match(self, problem: Problem) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         state = Ascent(problem.spec, problem.pieces, generator)
-        rest, floor = state.elements, state.objective()
+        value = state.start()
+        if state.is_plain():
+            return state.elements
+        first = state.elements
         relaxation = Relaxation(state)
         relaxation.climb(self.iterations, self.tolerance)
         state.move(relaxation.rounded())
         state.climb()
-        if state.objective() < floor:
-            state.move(rest)
-            state.climb()
-        return state.elements
+        return state.elements if state.objective() > value else first
 
 
 class Relaxation:
@@ -66,9 +69,15 @@ class Relaxation:
         for piece in self.pieces:
             for slot in piece.slots:
                 if (slot.family, slot.pattern) not in self.relaxed:
-                    self.relaxed[slot.family, slot.pattern] = self._uniform(slot.family, slot.pattern, piece.a)
-        self.terms = [_Pair(piece.slots, piece.a, piece.b, self.relaxed) if len(piece.slots) == 2 else
-                      _Product(piece.slots, piece.a, piece.b) for piece in self.pieces if len(piece.slots) > 1]  # fmt: skip
+                    self.relaxed[slot.family, slot.pattern] = self._uniform(
+                        slot.family, slot.pattern, piece.a
+                    )
+        self.terms: list[_Pair | _Product] = []
+        for piece in self.pieces:
+            if len(piece.slots) == 2:
+                self.terms.append(_Pair(piece.slots, piece.a, piece.b, self.relaxed))
+            elif len(piece.slots) > 2:
+                self.terms.append(_Product(piece.slots, piece.a, piece.b))
         self.constants = {
             (family, pattern): matrix
             for family in range(len(state.families))
@@ -191,12 +200,17 @@ class _Product:
         tensor = self.b
         for place, key in enumerate(self.keys):
             if place != without:
-                tensor = torch.tensordot(relaxed[key], tensor, dims=([1], [place])).movedim(0, place)
+                moved = relaxed[key] @ tensor.movedim(place, 0).flatten(1)
+                tensor = moved.reshape(-1, *tensor.movedim(place, 0).shape[1:]).movedim(0, place)
         return tensor
 
     def gradient(self, relaxed: Relaxed) -> list[tuple[tuple[int, Pattern], Tensor]]:
         return [
-            (key, self.a.movedim(place, 0).flatten(1) @ self._moved(relaxed, place).movedim(place, 0).flatten(1).mT)
+            (
+                key,
+                self.a.movedim(place, 0).flatten(1)
+                @ self._moved(relaxed, place).movedim(place, 0).flatten(1).mT,
+            )
             for place, key in enumerate(self.keys)
         ]
 
@@ -208,7 +222,7 @@ class _Product:
             mixed = {}
             for key in self.keys:
                 mixed[key] = relaxed[key] * (1 - t)
-                mixed[key][torch.arange(len(mixed[key])), vertex[key]] += t
+                mixed[key][torch.arange(len(vertex[key]), device=vertex[key].device), vertex[key]] += t
             values.append(inner_product(self.a, self._moved(mixed)))
         return np.polynomial.polynomial.polyfit(points, values, degree).tolist()
 

@@ -101,7 +101,11 @@ def families(spec: SymmetrySpec) -> tuple[Family, ...]:
     members.sort(key=lambda m: min(order[name] for name in m if name in order))
     return tuple(
         Family(
-            tuple(sorted(m, key=lambda name: (name in groups, len(groups[name].within) if name in groups else 0))),
+            tuple(
+                sorted(
+                    m, key=lambda name: (name in groups, len(groups[name].within) if name in groups else 0)
+                )
+            ),
             {name: sizes[name] for name in m},
             {name: tuple(p for p in groups[name].within if p in m) for name in m if name in groups},
             frozenset(m) - groups.keys(),
@@ -122,7 +126,9 @@ def lifted(family: Family, pattern: Pattern, elements: Permutations) -> Tensor:
         grid = torch.arange(size).reshape(-1, *[1] * (rank - place - 1))
         units.setdefault(name, grid)
         if name not in family.still:
-            outer = (units[p] if p in units else torch.zeros((), dtype=torch.int64) for p in family.parents(name))
+            outer = (
+                units[p] if p in units else torch.zeros((), dtype=torch.int64) for p in family.parents(name)
+            )
             grid = elements[name].cpu()[(*outer, grid)]
         index += stride * grid
     return index.reshape(-1)
@@ -139,7 +145,11 @@ def cut(
     known = {name: (place, number) for place, f in enumerate(found) for number, name in enumerate(f.names)}
     within = {group.name: group.within for group in spec.permutations}
     pieces = []
-    dtype = torch.float64 if any(a[name].dtype == torch.float64 for name in axes_of if name in a) else torch.float32
+    dtype = (
+        torch.float64
+        if any(a[name].dtype == torch.float64 for name in axes_of if name in a)
+        else torch.float32
+    )
     for name, axes in axes_of.items():
         if name not in a:
             continue
@@ -154,7 +164,9 @@ def cut(
             views = [_view(t[name], combination) for t in (a, b)]
             shape = [math.prod(views[0].shape[dim] for dim in dims) for _, _, dims in slots]
             first, second = (view.permute(order).reshape(*shape, -1).to(dtype) for view in views)
-            pieces.append(Piece(name, tuple(Slot(family, names) for family, names, _ in slots), first, second))
+            pieces.append(
+                Piece(name, tuple(Slot(family, names) for family, names, _ in slots), first, second)
+            )
     return tuple(pieces)
 
 

@@ -37,7 +37,7 @@ class StraightThroughMatching(Matcher):
     data: Sequence[tuple[Tensor | tuple[Tensor, ...], Tensor]] = field(repr=False)
     loss: Callable[[Tensor, Tensor], Tensor]
     steps: int = 20
-    learning_rate: float = 1e-2
+    learning_rate: float = 3e-3
     seed: int = 0
 
     def match(self, problem: Problem) -> dict[str, Tensor]:
@@ -53,7 +53,9 @@ class StraightThroughMatching(Matcher):
             if previous is None or any(not torch.equal(e, previous[name]) for name, e in elements.items()):
                 middle.place(elements)
                 with torch.no_grad():
-                    height = sum(float(middle.loss(self.loss, *batch)) for batch in self.data) / len(self.data)
+                    height = sum(float(middle.loss(self.loss, *batch)) for batch in self.data) / len(
+                        self.data
+                    )
                 if best is None or height < lowest:
                     lowest, best = height, elements
                 previous = elements

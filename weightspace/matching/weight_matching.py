@@ -16,6 +16,7 @@ from weightspace.permutation import Permutations, compose, identity, random_perm
 from weightspace.symmetry_spec import SymmetrySpec
 
 LARGEST = 8192  # entries of a flat slot up to which its Gram matrix is formed
+CHANCE = 8  # units from which on row maxima hardly ever form a permutation by chance: n! / n^n = 0.002
 
 
 @dataclass(frozen=True)
@@ -45,19 +46,12 @@ class WeightMatching(Matcher):
     def match(self, problem: Problem) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         state = Ascent(problem.spec, problem.pieces, generator)
-        rest = state.elements
-        floor = state.objective()
-        state.climb(state.anchor())
-        best, found = state.objective(), state.elements
+        best, found = state.start(), state.elements
         for _ in range(self.restarts - 1):
             state.move(random_permutations(problem.spec, generator))
             state.climb(torch.randperm(len(state.families), generator=generator).tolist())
             if (value := state.objective()) > best:
                 best, found = value, state.elements
-        if best < floor:
-            state.move(rest)
-            state.climb()
-            found = state.elements
         return found
 
 
@@ -79,14 +73,15 @@ class Ascent:
         self._resting = [not start] * len(self.families)  # families that surely hold the identity
         self._constant: dict[tuple[int, Pattern], Tensor] = {}
         self._cache: dict[tuple[int, int], tuple[tuple[int, ...], Tensor]] = {}
-        self._places: list[list[tuple[int, int]]] = [[] for _ in self.families]  # (piece, slot) of every family
+        self._lengths: dict[tuple[int, int, str], Tensor] = {}
+        self._places: list[list[tuple[int, int]]] = [
+            [] for _ in self.families
+        ]  # (piece, slot) of every family
         for number, piece in enumerate(pieces):
             for place, slot in enumerate(piece.slots):
                 self._places[slot.family].append((number, place))
         # A family is solved as a whole from the slots that are small enough; the others are left to single groups.
-        self._joint = [
-            [(n, s) for n, s in places if self._rows(n, s) <= LARGEST] for places in self._places
-        ]
+        self._joint = [[(n, s) for n, s in places if self._rows(n, s) <= LARGEST] for places in self._places]
         for number, family in enumerate(self.families):
             patterns = {pieces[n].slots[s].pattern for n, s in self._joint[number]}
             if not solvable(family, list(patterns)):
@@ -97,7 +92,9 @@ class Ascent:
 
     def is_joint(self, piece: int) -> bool:
         """Whether all slots of a piece take part in solving their families as a whole."""
-        return all((piece, place) in self._joint[slot.family] for place, slot in enumerate(self.pieces[piece].slots))
+        return all(
+            (piece, place) in self._joint[slot.family] for place, slot in enumerate(self.pieces[piece].slots)
+        )
 
     # ---- looking at it -----------------------------------------------------------------------------------
 
@@ -142,15 +139,11 @@ class Ascent:
             others = [slot.family for at, slot in enumerate(piece.slots) if at != place]
             if not others or (trusted is not None and not set(others) <= set(trusted)):
                 continue
-            key, versions = (number, place), tuple(self.versions[other] for other in others)
-            kept = self._cache.get(key)
-            if kept is not None and kept[0] == versions:
-                product = kept[1]
-            else:
-                rows, columns = piece.rows(piece.a, place), piece.rows(self.moved(number, place), place)
-                product = rows @ columns.mT
+            product = self._kept(number, place)
+            if product is None:
+                product = piece.rows(piece.a, place) @ piece.rows(self.moved(number, place), place).mT
                 if product.numel() <= 2 * piece.a.numel():
-                    self._cache[key] = (versions, product)
+                    self._cache[number, place] = (self._others(number, place), product)
             pattern = piece.slots[place].pattern
             terms[pattern] = terms[pattern] + product if pattern in terms else product
         return terms
@@ -171,6 +164,8 @@ class Ascent:
     def improve(self, family: int) -> bool:
         """Take the best element of a family with all others held, if it raises the objective."""
         rose = False
+        if self.is_certain(family):
+            return False
         terms = self.gram(family)
         if terms:
             found = solve(self.families[family], terms, self.generator)
@@ -180,6 +175,56 @@ class Ascent:
             while sum(self._improve_alone(family, name) for name in self.families[family].moving):
                 rose = True
         return rose
+
+    def is_certain(self, family: int) -> bool:
+        """Whether bounds alone show that every unit of a plain group has its best partner.
+
+        With G known from some pieces and |<a_i, b_j>| <= |a_i| |b_j| for the others, row i is settled when G[i, p(i)],
+        exact, exceeds all that the other entries of the row could be. Saves most products for copies.
+        """
+        if len(self.families[family].names) > 1 or self._quadratic(family):
+            return False
+        known = list(self.constants(family).values())
+        open_: list[tuple[int, int]] = []
+        for number, place in self._joint[family]:
+            if len(self.pieces[number].slots) > 1:
+                product = self._kept(number, place)
+                if product is None:
+                    open_.append((number, place))
+                else:
+                    known.append(product)
+        if not known or not open_ or len(self._joint[family]) < len(self._places[family]):
+            return False
+        order = self.index(family, self.families[family].names)[:, None]
+        gains = known[0].clone() if len(known) == 1 else known[0] + known[1]
+        for product in known[2:]:
+            gains += product
+        own = gains.gather(1, order)[:, 0]
+        rival = gains.scatter_(1, order, -torch.inf).amax(1)
+        for number, place in open_:
+            piece = self.pieces[number]
+            a, b = piece.rows(piece.a, place), piece.rows(self.moved(number), place)
+            own += (a * b).sum(1)
+            rival += self._norms(number, place, "a") * self._norms(number, place, "b").max()
+        return bool((own > rival + 1e-4 * rival.abs()).all())
+
+    def _norms(self, number: int, place: int, side: str) -> Tensor:
+        """The norms of the rows of a piece, which other slots do not change."""
+        if (number, place, side) not in self._lengths:
+            piece = self.pieces[number]
+            squares = piece.rows(getattr(piece, side).square(), place).sum(1)
+            self._lengths[number, place, side] = squares.sqrt()
+        return self._lengths[number, place, side]
+
+    def _kept(self, number: int, place: int) -> Tensor | None:
+        """The product of a piece with itself along a slot, if nothing it depends on has moved since."""
+        kept = self._cache.get((number, place))
+        return kept[1] if kept is not None and kept[0] == self._others(number, place) else None
+
+    def _others(self, number: int, place: int) -> tuple[int, ...]:
+        """The versions of the families on the other slots of a piece."""
+        slots = self.pieces[number].slots
+        return tuple(self.versions[slot.family] for at, slot in enumerate(slots) if at != place)
 
     def _quadratic(self, family: int) -> list[int]:
         """The pieces that carry a family in two slots."""
@@ -228,7 +273,10 @@ class Ascent:
         for number, place in self._places[family]:
             pattern = self.pieces[number].slots[place].pattern
             if name in pattern:
-                a, b = (_unfolded(own, pattern, name, place, t) for t in (self.pieces[number].a, self.moved(number)))
+                a, b = (
+                    _unfolded(own, pattern, name, place, t)
+                    for t in (self.pieces[number].a, self.moved(number))
+                )
                 gains += (a @ b.mT).double().cpu()
         step = {name: assign(gains).reshape(*group.copies, group.size)}
         before = self.elements
@@ -242,6 +290,29 @@ class Ascent:
         return False
 
     # ---- all families ------------------------------------------------------------------------------------
+
+    def start(self) -> float:
+        """Climb from the anchored start, or from where the elements are if that ends higher; returns f."""
+        rest, floor = self.elements, self.objective()
+        self.climb(self.anchor())
+        value = self.objective()
+        if value < floor:
+            self.move(rest)
+            self.climb()
+            value = self.objective()
+        return value
+
+    def is_plain(self) -> bool:
+        """Whether every unit's best partner is the one it has; by chance this happens with few units only."""
+        for number, family in enumerate(self.families):
+            if len(self._joint[number]) < len(self._places[number]) or max(family.sizes.values()) < CHANCE:
+                return False
+            if self.is_certain(number):
+                continue
+            for pattern, matrix in self.gram(number).items():
+                if not torch.equal(matrix.argmax(1), self.index(number, pattern)):
+                    return False
+        return True
 
     def anchor(self) -> list[int]:
         """Match every family by what is fixed or matched already; returns the order in which that was done."""

@@ -17,6 +17,7 @@ from weightspace.report.content import Picture
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from weightspace.curvature import PathCurvature
     from weightspace.graph import ParameterGraph
 
 BLUE, RED, GRAY, GREEN = "#2166ac", "#b2182b", "#777777", "#1b7837"
@@ -120,14 +121,48 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     return figure
 
 
-def barrier_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], ylabel: str) -> Figure:
-    """Draw loss along the line between two networks, one curve per way to join them."""
+def barrier_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ylabel: str,
+    accuracies: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> Figure:
+    """Draw loss along the line between two networks, one curve per way to join them; accuracy beside it."""
     figure = new_figure(7.2, 3.0)
-    axes = figure.subplots()
-    for (name, (positions, losses)), color in zip(curves.items(), (RED, BLUE, GREEN), strict=False):
-        axes.plot(positions, losses, label=plain(name), color=color, marker=".", markersize=4)
-    axes.set_xlabel("t, from the first network (0) to the second (1)")
-    axes.set_ylabel(ylabel)
-    axes.grid(alpha=0.25)
+    panels = [(curves, ylabel)] + ([(accuracies, "accuracy")] if accuracies else [])
+    for axes, (drawn, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for (name, (positions, values)), color in zip(drawn.items(), (RED, BLUE, GREEN), strict=False):
+            shown = plain(name) if drawn is curves else None
+            axes.plot(positions, values, label=shown, color=color, marker=".", markersize=4)
+        axes.set_xlabel("t, from the first network (0) to the second (1)" if len(panels) == 1 else "t")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
+
+
+def curvature_figure(result: PathCurvature) -> Figure:
+    """Draw the loss on the line between two networks with the parabolas of its ends, and curvature beneath it."""
+    figure = new_figure(7.2, 4.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    upper.plot(result.positions, result.losses, color=RED, marker=".", label="measured")
+    fine = np.linspace(0, 1, 101)
+    for end, color, name in ((0, BLUE, "first"), (-1, GREEN, "second")):
+        parabola = [result.predicted(float(t), end) for t in fine]
+        upper.plot(fine, parabola, color=color, linestyle="--", linewidth=1.1, label=f"parabola at the {name}")
+    low, high = min(result.losses), max(result.losses)
+    room = max(high - low, 1e-12)
+    upper.set_ylim(low - room, high + room)
+    upper.set_ylabel("loss")
+    unit = result.length**2
+    lower.plot(result.positions, [c / unit for c in result.curvatures], color=RED, marker=".", label="along the line")
+    for number, values in enumerate(zip(*result.eigenvalues, strict=True)):
+        label = "largest eigenvalues" if number == 0 else None
+        lower.plot(result.positions, values, color=GRAY, marker=".", linewidth=0.9, label=label)
+    lower.axhline(0, color="black", linewidth=0.6)
+    lower.set_yscale("symlog", linthresh=1e-3)
+    lower.set_xlabel("t, from the first network (0) to the second (1)")
+    lower.set_ylabel("curvature")
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=7, frameon=False)
     return figure

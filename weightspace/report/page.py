@@ -16,7 +16,7 @@ import weightspace
 from weightspace.errors import CheckpointError, MissingDependencyError, OutputError, WeightspaceError
 from weightspace.inspection import inspect
 from weightspace.reading import read
-from weightspace.report import comparison, weights
+from weightspace.report import comparison, similarity, weights
 from weightspace.report.content import Evaluation, Gap, Section, Subject
 from weightspace.result import check_writable, write_text
 
@@ -72,11 +72,11 @@ def report(
         CheckpointError: no file could be read.
         MissingDependencyError: the extra `report` is not installed.
     """
-    template = _template()
+    _template()  # found missing now rather than after minutes of work
     subjects: list[Subject] = []
     broken: list[Gap] = []
-    names = _short_names([Path(path) for path in paths])
-    with tqdm(total=len(names) + 4 + len(LATER_SECTIONS), disable=None if progress else True) as bar:
+    names = short_names([Path(path) for path in paths])
+    with tqdm(total=len(names) + 5 + len(LATER_SECTIONS), disable=None if progress else True) as bar:
         for path, name in zip(paths, names, strict=True):
             bar.set_description(f"reading {name}")
             try:
@@ -95,15 +95,24 @@ def report(
             bar.set_description(title)
             sections.append(function(subjects, evaluation))
             bar.update()
+    return assemble(names, sections, broken)
+
+
+def assemble(names: Sequence[str], sections: Sequence[Section], broken: Sequence[Gap] = ()) -> Report:
+    """Render sections as a page and as data.
+
+    Raises:
+        MissingDependencyError: the extra `report` is not installed.
+    """
     gaps = (*broken, *(gap for section in sections for gap in section.gaps))
     data = {
         "weightspace": weightspace.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": names,
+        "files": list(names),
         **{section.anchor: dict(section.data) for section in sections},
         "not_analyzed": [vars(gap) for gap in gaps],
     }
-    html = template.render(
+    html = _template().render(
         names=names,
         sections=sections,
         gaps=gaps,
@@ -135,6 +144,7 @@ def _sections() -> list[tuple[str, SectionFunction]]:
     return [
         ("overview", weights.overview),
         ("pairs", comparison.pairs),
+        ("similarity", similarity.families),
         *later,
         ("neurons", weights.neurons),
         ("layers", weights.layers),
@@ -155,7 +165,7 @@ def _subject(
     return Subject(name, path, inspect(source), network, reason)
 
 
-def _short_names(paths: Sequence[Path]) -> list[str]:
+def short_names(paths: Sequence[Path]) -> list[str]:
     """Return file names, with as much of their folders as it takes to tell them apart."""
     resolved = [path.resolve() for path in paths]
     names = []

@@ -1,0 +1,259 @@
+"""`merge`: several networks of one architecture become one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import ArchitectureError, ShapeError
+from weightspace.matching.alignment import Matcher, corresponding_parameters
+from weightspace.network import Network, require_finite
+from weightspace.operations import BatchNorm
+from weightspace.paths import between, require_path
+from weightspace.permutation import permute
+from weightspace.reading import as_network
+from weightspace.repair import restore_statistics, written_into
+from weightspace.symmetry_spec import PERMUTATION, SymmetrySpec
+from weightspace.unit_statistics import Batches, LeftAlone, networks_of
+from weightspace.universe import Ensemble, Strategy, Universe, between_models
+from weightspace.verification import TOLERANCE, function_change, symmetry, verified
+
+
+@dataclass(frozen=True)
+class Merged:
+    r"""One network made of several.
+
+    Attributes:
+        model: the merged network, of the kind that was given, in the first model's neuron order; a Network where
+            modules were given and REPAIR had to add a bias that they have no place for (`notes` says so).
+        permutations: for every model, group -> gather index that puts it into the common order, $\pi_i$; those of
+            the first are the identity.
+        objective: $E = \|\sum_i \pi_i\theta_i\|^2$ over all trained parameters; `objective_before` without
+            permutations.
+        distances: $\|\pi_i\theta_i - \theta\|$ from every model to the weighted average (before REPAIR), over all
+            floating tensors the networks compute with; `distances_before` without permutations.
+        spec: the symmetry that was used; `spec.frozen` lists what was left alone and why.
+        weights: of the models in the average, summing to 1.
+        repaired: nodes whose statistics were restored, `reset` BatchNorms whose statistics were measured anew,
+            `left_alone` what could not be.
+        notes: what a user should know about the result, one sentence each.
+    """
+
+    model: Network | nn.Module
+    permutations: tuple[Mapping[str, Tensor], ...]
+    objective: float
+    objective_before: float
+    distances: tuple[float, ...]
+    distances_before: tuple[float, ...]
+    spec: SymmetrySpec = field(repr=False)
+    weights: tuple[float, ...]
+    repaired: tuple[str, ...] = ()
+    reset: tuple[str, ...] = ()
+    left_alone: tuple[LeftAlone, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def between(self, source: int, target: int) -> dict[str, Tensor]:
+        r"""Return the permutations that put model `source` into the order of model `target`, $\pi_i^{-1}\pi_j$.
+
+        Cycle-consistent: from i to j, then from j to k, is from i to k.
+        """
+        return between_models(self.spec, self.permutations, source, target)
+
+    def to_json(self) -> str:
+        """Return everything but the model as JSON."""
+        data = {
+            "permutations": [{n: p.tolist() for n, p in element.items()} for element in self.permutations],
+            "frozen": [vars(entry) for entry in self.spec.frozen],
+            "left_alone": [vars(entry) for entry in self.left_alone],
+        }
+        plain = (
+            "objective",
+            "objective_before",
+            "distances",
+            "distances_before",
+            "weights",
+            "repaired",
+            "reset",
+        )
+        return json.dumps({**{name: getattr(self, name) for name in (*plain, "notes")}, **data})
+
+
+def merge(
+    models: Sequence[Network | nn.Module],
+    *,
+    matcher: Matcher | None = None,
+    method: Strategy | None = None,
+    weights: Sequence[float] | None = None,
+    path: str = "linear",
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    repair_data: Tensor | Iterable[Any] | None = None,
+    spec: SymmetrySpec | None = None,
+) -> Merged:
+    r"""Merge networks of equal structure: bring them into one neuron order, average, give units their statistics back.
+
+    theta = sum_i w_i pi_i theta_i, computed in float64. Two models give a point of the path from the first to the
+    aligned second, the midpoint by default. Floating running statistics are averaged as well, which is only a start:
+    with `repair_data` they are measured anew, and units without BatchNorm are repaired
+    (`repair.restore_statistics`). Tensors that are equal in all models stay exactly as they are; tensors that are
+    not floating are the first model's.
+
+    Args:
+        models: two or more networks or modules; names may differ. The result is of the kind of the first.
+        matcher: how two models are aligned, default that of `align`; `WeightMatching` where an order is only improved.
+        method: how many are, `Universe()` (default), `MergeMany()`, `Reference(index)`, or `Average()` for none.
+        weights: one per model, at least 0; they are divided by their sum. They weigh the average, not the alignment.
+        path: "spherical" for the spherical path between two models (`interpolate`) at t = the second's weight.
+        example_inputs: to trace modules whose first layer is not Linear; default the first batch of `repair_data`.
+        repair_data: inputs, without labels or with: one tensor, or batches as a DataLoader gives them.
+        spec: the symmetries to use, under the first model's names; default `symmetry(models[0])`.
+    Raises:
+        ShapeError: fewer than two models, structures that differ (the message names the first difference), weights
+            that do not fit, no data, more than two models on a spherical path.
+        NonFiniteError: NaN or infinite weights or data.
+        ArchitectureError: nothing can be permuted, with the reasons; a group of one's own spec changes the function.
+    Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023); Crisostomi et al., C2M3 (2024); Jordan et al., REPAIR
+        (2023).
+    """
+    shares = _shares(len(models), weights)
+    require_path(path)
+    if path != "linear" and len(models) != 2:
+        raise ShapeError(f"a {path} path joins two models; got {len(models)}")
+    batches = None if repair_data is None else Batches(repair_data)
+    if batches is not None and example_inputs is None:
+        networks = networks_of(models, batches)
+    else:
+        networks = [as_network(model, example_inputs) for model in models]
+    names = [corresponding_parameters(networks[0], network) for network in networks]
+    for network in networks:
+        require_finite(network)
+    method = method or Universe()
+    spec = _spec(networks[0], spec, method)
+    plain = [_under_names(networks[0], network, own) for network, own in zip(networks, names, strict=True)]
+    permutations = method.order(Ensemble(spec, tuple(plain), matcher))
+    aligned = [
+        permute(network, spec, elements) for network, elements in zip(plain, permutations, strict=True)
+    ]
+    for before, after in zip(plain, aligned, strict=True):
+        _require_preserved(before, after)
+    average, average_before = (_averaged(group, shares, path) for group in (aligned, plain))
+    notes = []
+    merged, restored = average, None
+    if batches is not None:
+        restored = restore_statistics(average, aligned, batches, weights=shares)
+        merged = restored.network
+    elif any(isinstance(node.operation, BatchNorm) for node in average.nodes):
+        notes.append(
+            "running statistics were averaged, which is a rough guess; data (repair_data) measures them"
+        )
+    result: Network | nn.Module = merged
+    if isinstance(models[0], nn.Module):
+        result = written_into(models[0], networks[0], merged)
+        if isinstance(result, Network):
+            notes.append("REPAIR added biases that the module has no place for; the result is a Network")
+    return Merged(
+        result,
+        tuple(permutations),
+        _objective(aligned),
+        _objective(plain),
+        tuple(_distance(network, average) for network in aligned),
+        tuple(_distance(network, average_before) for network in plain),
+        spec,
+        shares,
+        restored.repaired if restored else (),
+        restored.reset if restored else (),
+        restored.left_alone if restored else (),
+        tuple(notes),
+    )
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> tuple[float, ...]:
+    if count < 2:
+        raise ShapeError(f"merge needs at least two models; got {count}")
+    weights = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(weights) != count:
+        raise ShapeError(f"merge needs one weight per model; got {len(weights)} for {count} models")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
+        raise ShapeError(f"the weights of a merge are at least 0, one of them positive; got {weights}")
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def _spec(network: Network, spec: SymmetrySpec | None, method: Strategy) -> SymmetrySpec:
+    """Derive the spec, or take the one that was given, with the permutations that running the network confirms."""
+    if not method.aligns and spec is None:
+        return SymmetrySpec((), {})
+    given = spec
+    spec = symmetry(network) if given is None else verified(given, network)
+    if given is not None and (lost := [g.name for g in given.groups if g.name not in spec.by_name]):
+        raise ArchitectureError(
+            f"group {lost[0]!r} of the spec changes the function of the network; take it out with "
+            f"spec.without([{lost[0]!r}], reason)"
+        )
+    if method.aligns and not spec.permutations:
+        reasons = "; ".join(f"{entry.place}: {entry.reason}" for entry in spec.frozen[:4])
+        raise ArchitectureError(
+            f"nothing can be permuted in this network ({reasons or 'it has no hidden units'}); "
+            "method=Average() averages the models as they are"
+        )
+    return spec.only([PERMUTATION])
+
+
+def _takes_part(network: Network, name: str) -> bool:
+    """Running statistics move with their channel but take no part in the matching."""
+    return network.parameters[name].is_floating_point() and name not in network.buffers
+
+
+def _require_preserved(before: Network, after: Network) -> None:
+    """In float64: rounding to the networks' own dtype commutes with moving entries."""
+    first, second = (network.astype(torch.float64) for network in (before, after))
+    change = function_change(first, second, torch.Generator().manual_seed(1))
+    if not change <= TOLERANCE:
+        raise ArchitectureError(
+            f"aligning would change the function by {change:.1e}; please report this network"
+        )
+
+
+def _under_names(first: Network, network: Network, names: Mapping[str, str]) -> Network:
+    """Return the network under the first one's names and dtypes."""
+    parameters = {
+        name: network.parameters[own].to(first.parameters[name].dtype) for name, own in names.items()
+    }
+    return first.replace_parameters(parameters)
+
+
+def _averaged(networks: Sequence[Network], shares: Sequence[float], path: str) -> Network:
+    first = networks[0]
+    result = {}
+    for name, tensor in first.parameters.items():
+        others = [network.parameters[name] for network in networks]
+        if not tensor.is_floating_point() or all(torch.equal(tensor, other) for other in others):
+            continue
+        if path == "linear" or name in first.buffers:
+            total = sum(share * other.double() for share, other in zip(shares, others, strict=True))
+            assert isinstance(total, Tensor)
+            result[name] = total.to(tensor.dtype)
+        else:
+            result[name] = between(others[0], others[1], shares[1], path)
+    return first.replace_parameters(result)
+
+
+def _objective(networks: Sequence[Network]) -> float:
+    names = [name for name in networks[0].parameters if _takes_part(networks[0], name)]
+    sums = (torch.stack([network.parameters[name].double() for network in networks]).sum(0) for name in names)
+    return sum(float(total.square().sum()) for total in sums)
+
+
+def _distance(a: Network, b: Network) -> float:
+    """Frobenius distance over all floating tensors of two networks with equal names."""
+    used = {name for node in a.nodes for name in node.operation.parameters.values()}
+    squares = (
+        float((tensor.double() - b.parameters[name].double()).square().sum())
+        for name, tensor in a.parameters.items()
+        if name in used and tensor.is_floating_point() and not torch.equal(tensor, b.parameters[name])
+    )
+    return sum(squares) ** 0.5
