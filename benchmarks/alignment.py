@@ -36,8 +36,6 @@ from weightspace.matching.alignment import Problem
 from weightspace.network import Network
 from weightspace.permutation import identity, inverse, permute, random_permutations
 
-LARGEST_FOR_REBASIN = 1024
-
 
 def main() -> None:
     rows = [planted(h) for h in (512, 1024, 2048)]
@@ -75,7 +73,7 @@ def planted(h: int) -> dict[str, object]:
         "align, default": lambda: dict(align(network, model).permutations),
         "plain": lambda: plain(Problem(spec, network.parameters, model.parameters), seed=next(order)),
     }
-    if _has_rebasin() and h <= LARGEST_FOR_REBASIN:
+    if _has_rebasin():
         ours, theirs = (perceptron(h, 0) for _ in range(2))
         runs["rebasin"] = lambda: rebasin(ours, theirs, model, noisy)
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -22,6 +22,8 @@ Activation = Annotated[str | None, typer.Option(help="Nonlinearity of a bare sta
 Layout = Annotated[str | None, typer.Option(help="out-in or in-out: how a bare state dict stores matrices.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
+LARGE = 50_000_000  # weights from which on `diff` aligns only when asked to
+
 
 def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result: one JSON object, or text for people."""
@@ -47,9 +49,14 @@ def inspect_command(file: File, as_json: Json = False) -> None:
 def diff_command(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Compare tensors as they stand only, in bounded memory.")
-    ] = False,
+    modulo: Annotated[
+        bool | None,
+        typer.Option(
+            "--modulo/--raw",
+            help="Also compare modulo neuron order, or tensors as they stand only, in bounded memory. "
+            f"Default: --raw from {LARGE:,} weights on.",
+        ),
+    ] = None,
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
@@ -69,13 +76,16 @@ def diff_command(
     after: dict[str, float] = {}
     programs = any(path.suffix in (".onnx", ".pt2") for path in (a, b))
     try:
-        if raw and not programs:
+        if modulo is False and not programs:
             raise WeightspaceError("--raw was given")
         networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in (a, b)]
         names = corresponding_parameters(*networks)
         found = difference(networks[0].parameters, networks[1].parameters, names=names)
-        if raw:
-            raise WeightspaceError("--raw was given")
+        size = sum(tensor.numel() for tensor in networks[0].parameters.values())
+        if modulo is False or (modulo is None and size >= LARGE):
+            raise WeightspaceError(
+                "--raw was given" if modulo is False else f"{size:,} weights take long; see --modulo"
+            )
         kin = provenance(*networks)
         after = {
             row.name: row.gap

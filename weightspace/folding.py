@@ -166,7 +166,7 @@ def _written_gain(network: Network, node: Node, chains: Mapping[str, object]) ->
         inner = source
         while isinstance(network.node(inner).operation, op.Cast):
             inner = network.node(inner).inputs[0]
-        if inner in chains and isinstance(made, op.Parameter) and made.value not in network.buffers:
-            if network.parameters[made.value].shape == (node.shape[-1],):
-                return source, made.value
+        trained = isinstance(made, op.Parameter) and made.value not in network.buffers
+        if inner in chains and trained and network.parameters[made.value].shape == (node.shape[-1],):
+            return source, made.value
     return "", None

@@ -30,11 +30,11 @@ def act_tensor(
     for number, segments in enumerate(axes):
         for segment in segments:
             for place, factor in enumerate(segment.factors):
-                for name in (factor.scale, factor.name):
-                    if name in elements and groups[name].kind != PERMUTATION:  # type: ignore[index]
+                for name in (factor.scale or "", factor.name):
+                    if name in elements and groups[name].kind != PERMUTATION:
                         tensor = _transformed(
                             tensor, axes, number, segment, place, elements[name], groups[name]
-                        )  # type: ignore[index]
+                        )
     return tensor
 
 

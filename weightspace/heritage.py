@@ -248,14 +248,14 @@ def _root(
         if decided < 0.5 * len(links):
             continue
         votes = {**votes, **{(b, a): -vote for (a, b), vote in votes.items()}}
-        agreeing = [sum(votes.get(edge, 0) > 0 for edge in _directed(links, root)) for root in range(count)]
+        agreeing = [sum(votes.get(edge, 0) > 0 for edge in _directed(links, start)) for start in range(count)]
         root = max(range(count), key=lambda n: (agreeing[n], -sizes[n]))
         if agreeing[root] >= CONSISTENT * decided:
             return root, evidence, float(agreeing[root]) / max(1, len(moved))
     root = min(range(count), key=lambda n: (sizes[n], distances[n].sum()))
     votes = {**older[Evidence.GROWTH], **{(b, a): -vote for (a, b), vote in older[Evidence.GROWTH].items()}}
-    agreeing = sum(votes.get(edge, 0) > 0 for edge in _directed(links, root))
-    return root, Evidence.CENTER, float(agreeing) / max(1, len(moved))
+    agreed = sum(votes.get(edge, 0) > 0 for edge in _directed(links, root))
+    return root, Evidence.CENTER, float(agreed) / max(1, len(moved))
 
 
 def _largest_branch(links: list[tuple[int, int]], root: int, count: int) -> int:

@@ -151,7 +151,7 @@ def provenance(
         "untouched": 0.0,
         "distance": best.distance,
         "distance_raw": raw.distance,
-        "precision": common_precision(pairs),
+        "precision": None,
         "equal_tensors": sum(torch.equal(x, y) for x, y in pairs),
         "tensors": len(pairs),
         "aligned": aligned,
@@ -159,8 +159,8 @@ def provenance(
     if first in (second, aligned):
         kinship = Kinship.IDENTICAL if first == second else Kinship.REORDERED
         return Provenance(kinship, **numbers)
-    if numbers["precision"] is not None:
-        return Provenance(Kinship.ROUNDED, **numbers)
+    if (precision := common_precision(pairs)) is not None:
+        return Provenance(Kinship.ROUNDED, **{**numbers, "precision": precision})
     other = stranger(second, theirs, generator)
     other = reordered(first, other, names, spec=spec, matcher=matcher)
     renamed = [under_names_of(first, network, names) for network in (aligned, other)]

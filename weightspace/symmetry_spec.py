@@ -224,7 +224,7 @@ class SymmetrySpec:
                     f"'weightspace.symmetry' version {FORMAT_VERSION}"
                 )
             groups = tuple(
-                Group(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+                Group(**{**entry, **{k: tuple(entry[k]) for k in ("within", "copies") if k in entry}})
                 for entry in data["groups"]
             )
             axes = {

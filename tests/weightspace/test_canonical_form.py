@@ -47,11 +47,7 @@ def refilled(name, fill, dtype=torch.float64):
 
 
 def perceptron(*sizes, dtype=torch.float64, value=None):
-    layers = [
-        layer
-        for a, b in pairwise(sizes)
-        for layer in (nn.Linear(a, b, dtype=dtype), nn.ReLU())
-    ]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b, dtype=dtype), nn.ReLU())]
     module = nn.Sequential(*layers[:-1])
     if value is not None:
         for parameter in module.parameters():

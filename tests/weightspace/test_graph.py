@@ -10,8 +10,8 @@ from torch import nn
 from weightspace.errors import UnsupportedOperationError
 from weightspace.graph import encode
 from weightspace.permutation import permute, random_permutations
-from weightspace.verification import symmetry
 from weightspace.tracing import trace
+from weightspace.verification import symmetry
 
 
 def network(dtype=torch.float32):

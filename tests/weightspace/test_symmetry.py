@@ -183,7 +183,8 @@ def test_running_statistics_move_with_their_channel():
     assert norms
     for norm in norms:
         entries = [spec.axes[f"{norm}.{leaf}"] for leaf in ("weight", "bias", "running_mean", "running_var")]
-        assert entries[0] and all(entry == entries[0] for entry in entries)
+        assert entries[0]
+        assert all(entry == entries[0] for entry in entries)
 
 
 def test_a_wrong_rule_is_caught_by_running(monkeypatch):
@@ -314,7 +315,7 @@ def test_a_spec_written_by_hand_is_checked():
         ShapeError, match=r"reaches entry 7 on axis 1 of '0.weight', which has shape \(8, 5\)"
     ):
         verified(SymmetrySpec((Group("g", 8),), {"0.weight": ((), plain("g", 8))}), network)
-    with pytest.raises(ShapeError, match="'9.weight', which the network does not have"):
+    with pytest.raises(ShapeError, match=r"'9.weight', which the network does not have"):
         verified(SymmetrySpec((Group("g", 8),), {"9.weight": ((), plain("g", 8))}), network)
 
 
@@ -339,5 +340,6 @@ def test_contradictory_json_is_refused(change, message):
 
 def test_spec_prints_every_group_and_every_frozen_axis():
     text = str(symmetry(traced("flattened convolutions")))
-    assert "S_12" in text and "12 x 16" in text
+    assert "S_12" in text
+    assert "12 x 16" in text
     assert "network output" in text

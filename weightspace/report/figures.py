@@ -148,13 +148,17 @@ def curvature_figure(result: PathCurvature) -> Figure:
     fine = np.linspace(0, 1, 101)
     for end, color, name in ((0, BLUE, "first"), (-1, GREEN, "second")):
         parabola = [result.predicted(float(t), end) for t in fine]
-        upper.plot(fine, parabola, color=color, linestyle="--", linewidth=1.1, label=f"parabola at the {name}")
+        upper.plot(
+            fine, parabola, color=color, linestyle="--", linewidth=1.1, label=f"parabola at the {name}"
+        )
     low, high = min(result.losses), max(result.losses)
     room = max(high - low, 1e-12)
     upper.set_ylim(low - room, high + room)
     upper.set_ylabel("loss")
     unit = result.length**2
-    lower.plot(result.positions, [c / unit for c in result.curvatures], color=RED, marker=".", label="along the line")
+    lower.plot(
+        result.positions, [c / unit for c in result.curvatures], color=RED, marker=".", label="along the line"
+    )
     for number, values in enumerate(zip(*result.eigenvalues, strict=True)):
         label = "largest eigenvalues" if number == 0 else None
         lower.plot(result.positions, values, color=GRAY, marker=".", linewidth=0.9, label=label)

@@ -183,7 +183,9 @@ def lineage_figure(found: Lineage) -> Figure:
     axes = figure.subplots()
     for edge in found.edges:
         (x, y), (u, v) = places[edge.parent], places[edge.child]
-        axes.annotate("", (u, v), (x, y), arrowprops={"arrowstyle": "->", "color": GRAY, "lw": 0.8})
+        axes.annotate(
+            "", (u, v), (x, y), arrowprops={"arrowstyle": "->", "color": GRAY, "lw": 0.8, "shrinkB": 28}
+        )
         axes.text(
             (x + 2 * u) / 3,
             (y + 2 * v) / 3,
