@@ -25,12 +25,17 @@ if TYPE_CHECKING:
         UnsupportedOperationError as UnsupportedOperationError,
         WeightspaceError as WeightspaceError,
     )
+    from weightspace.folding import fold_gains as fold_gains
     from weightspace.graph import ParameterGraph as ParameterGraph, encode as encode
     from weightspace.heritage import Lineage as Lineage, lineage as lineage
     from weightspace.inspection import Inspection as Inspection, inspect as inspect
     from weightspace.kinship import Kinship as Kinship, Provenance as Provenance, provenance as provenance
     from weightspace.matching import (
+        ActivationMatching as ActivationMatching,
         Alignment as Alignment,
+        FrankWolfeMatching as FrankWolfeMatching,
+        ProcrustesMatching as ProcrustesMatching,
+        StraightThroughMatching as StraightThroughMatching,
         WeightMatching as WeightMatching,
         align as align,
     )
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _EXPORTS = {
+    "ActivationMatching": "weightspace.matching",
     "Alignment": "weightspace.matching",
     "ArchitectureError": "weightspace.errors",
     "Average": "weightspace.universe",
@@ -65,6 +71,7 @@ _EXPORTS = {
     "Comparison": "weightspace.common_order",
     "Difference": "weightspace.distances",
     "Distance": "weightspace.distances",
+    "FrankWolfeMatching": "weightspace.matching",
     "Inspection": "weightspace.inspection",
     "Kinship": "weightspace.kinship",
     "Lineage": "weightspace.heritage",
@@ -76,10 +83,12 @@ _EXPORTS = {
     "OutputError": "weightspace.errors",
     "ParameterGraph": "weightspace.graph",
     "PathCurvature": "weightspace.curvature",
+    "ProcrustesMatching": "weightspace.matching",
     "Provenance": "weightspace.kinship",
     "Reference": "weightspace.universe",
     "Restored": "weightspace.repair",
     "ShapeError": "weightspace.errors",
+    "StraightThroughMatching": "weightspace.matching",
     "SymmetryError": "weightspace.errors",
     "SymmetrySpec": "weightspace.symmetry_spec",
     "Universe": "weightspace.universe",
@@ -94,6 +103,7 @@ _EXPORTS = {
     "difference": "weightspace.distances",
     "distance": "weightspace.distances",
     "encode": "weightspace.graph",
+    "fold_gains": "weightspace.folding",
     "inspect": "weightspace.inspection",
     "interpolate": "weightspace.paths",
     "lineage": "weightspace.heritage",

@@ -107,7 +107,7 @@ class Sums:
         apart = (x - y).abs()
         if not bool(apart.max().isfinite()):  # inf - inf is NaN, but equal infinities do not differ
             same = (x == y) | (x.isnan() & y.isnan())
-            apart = torch.where(same, 0.0, apart.nan_to_num(nan=torch.inf))
+            apart = torch.where(same, 0.0, apart.nan_to_num(nan=torch.inf, posinf=torch.inf))
             self.largest = max(self.largest, float(apart.max()))
             finite = x.isfinite() & y.isfinite()
             x, y, apart = x[finite], y[finite], apart[finite]

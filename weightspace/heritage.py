@@ -186,9 +186,8 @@ def _tree(comparison: Comparison, members: Sequence[int]) -> tuple[Tree, list[Ed
 def _spanning_tree(cost: np.ndarray) -> list[tuple[int, int]]:
     from scipy.sparse.csgraph import minimum_spanning_tree
 
-    # scipy takes a zero for a missing edge: two networks of the same weights are joined by a tiny one.
-    tiny = np.nextafter(0.0, 1.0) if not cost.any() else cost[cost > 0].min() * 1e-9
-    rows, columns = minimum_spanning_tree(np.maximum(cost, tiny)).nonzero()
+    # scipy takes a zero for a missing edge; one more on every edge changes no tree.
+    rows, columns = minimum_spanning_tree(cost + 1.0).nonzero()
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 

@@ -34,7 +34,9 @@ def untouched_weights(networks: Sequence[Network]) -> tuple[np.ndarray, np.ndarr
             for net in networks
         ]
     )
-    window = 16 * max(torch.finfo(networks[0].parameters[name].dtype).eps for name in names)
+    # What was computed in float32 and is stored in float64 is no more exact than float32.
+    precisions = [torch.float32, *(networks[0].parameters[name].dtype for name in names)]
+    window = 16 * max(torch.finfo(dtype).eps for dtype in precisions)
     count, size = weights.shape
     shared, factors = np.eye(count), np.zeros((count, count))
     logarithms = weights.abs().log()

@@ -110,14 +110,12 @@ def _varied(network: Network, generator: torch.Generator) -> Network:
         for name in node.operation.parameters.values()
         if name in network.buffers
     }
-    return network.replace_parameters(
-        {
-            name: tensor * (1 + 0.1 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype))
-            + 0.01 * torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            for name, tensor in network.parameters.items()
-            if tensor.is_floating_point() and name not in kept
-        }
-    )
+    varied = {}
+    for name, tensor in network.parameters.items():
+        if tensor.is_floating_point() and name not in kept:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+            varied[name] = tensor * (1 + 0.1 * noise) + 0.01 * noise
+    return network.replace_parameters(varied)
 
 
 def function_change(a: Network, b: Network, generator: torch.Generator, batch: int = 3) -> float:
