@@ -1,30 +1,32 @@
 """`weightspace diff` and `weightspace similarity` as a user meets them."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from weightspace.bundled import load, path
+from weightspace.cli import main
 from weightspace.permutation import permute, random_permutations
 from weightspace.verification import symmetry
 
-ROOT = Path(__file__).parents[1]
 
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Return a function that runs the command line in this process."""
 
-def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "weightspace.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["weightspace", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return SimpleNamespace(returncode=stop.value.code, stdout=captured.out, stderr=captured.err)
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def files(tmp_path_factory):
     ]
 
 
-def test_diff_grades_what_it_sees(files):
+def test_diff_grades_what_it_sees(run, files):
     original, moved, tuned, other = files
     expected = {
         original: "identical",
@@ -72,7 +74,7 @@ def test_diff_grades_what_it_sees(files):
     assert "not analyzed: --raw" in run("diff", "--raw", original, tuned).stdout
 
 
-def test_diff_lists_missing_added_and_reshaped(tmp_path):
+def test_diff_lists_missing_added_and_reshaped(run, tmp_path):
     a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     save_file({"w": torch.ones(2, 3), "old": torch.ones(1), "x": torch.ones(4)}, a)
     save_file({"w": torch.ones(3, 2), "new": torch.ones(1), "x": torch.ones(4)}, b)
@@ -85,7 +87,7 @@ def test_diff_lists_missing_added_and_reshaped(tmp_path):
     assert all(line in text for line in ("old: only in A", "new: only in B", "w: (2, 3) in A, (3, 2) in B"))
 
 
-def test_similarity_of_many(files, tmp_path):
+def test_similarity_of_many(run, files, tmp_path):
     done = run("similarity", *files, "-o", tmp_path / "report", "--json")
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
@@ -103,7 +105,7 @@ def test_similarity_of_many(files, tmp_path):
     assert "descent" in text
 
 
-def test_similarity_names_the_file_that_does_not_fit(files, tmp_path):
+def test_similarity_names_the_file_that_does_not_fit(run, files, tmp_path):
     for arguments, reason in [
         ((files[0], path("digits_resnet")), "digits_resnet.safetensors: the networks differ"),
         ((files[0],), "two networks or more"),

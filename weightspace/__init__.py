@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from weightspace.canonical_form import canonical_form as canonical_form, canonical_hash as canonical_hash
+    from weightspace.canonical_form import canonical_hash as canonical_hash, canonicalize as canonicalize
     from weightspace.common_order import Comparison as Comparison, compare as compare
     from weightspace.curvature import PathCurvature as PathCurvature, path_curvature as path_curvature
     from weightspace.distances import (
@@ -97,8 +97,8 @@ _EXPORTS = {
     "WeightspaceError": "weightspace.errors",
     "align": "weightspace.matching",
     "barrier": "weightspace.paths",
-    "canonical_form": "weightspace.canonical_form",
     "canonical_hash": "weightspace.canonical_form",
+    "canonicalize": "weightspace.canonical_form",
     "compare": "weightspace.common_order",
     "difference": "weightspace.distances",
     "distance": "weightspace.distances",

@@ -23,18 +23,18 @@ SEARCH_LIMIT = 2000  # refinements after which a tie is given up; each reads the
 def canonical_hash(network: Network, *, spec: SymmetrySpec | None = None) -> str:
     """Return the SHA-256 (hexadecimal) that a network shares with all reorderings of its hidden units.
 
-    It is `Network.hash` of the `canonical_form`, hence covers architecture, dtypes, running statistics and
+    It is `Network.hash` of the `canonicalize`, hence covers architecture, dtypes, running statistics and
     constants, but no names. Made from exact bytes: one changed bit, -0.0 for 0.0 or another dtype is another network.
 
-    Args, Raises: as for `canonical_form`.
+    Args, Raises: as for `canonicalize`.
     """
-    return canonical_form(network, spec=spec).hash
+    return canonicalize(network, spec=spec).hash
 
 
-def canonical_form(network: Network, *, spec: SymmetrySpec | None = None) -> Network:
+def canonicalize(network: Network, *, spec: SymmetrySpec | None = None) -> Network:
     """Return the network with its hidden units in an order that depends on their weights alone.
 
-    For all elements p of the permutation group, canonical_form(p network) = canonical_form(network), byte for byte.
+    For all elements p of the permutation group, canonicalize(p network) = canonicalize(network), byte for byte.
     Units stand in the order of their colors (`weightspace.color_refinement`). The rule for equal colors: units that
     may be exchanged alone without changing a byte (duplicates, pruned units) keep their places, which makes no
     difference; any other tie is broken in every way, and the order with the smallest digest of all weights is taken.
@@ -67,7 +67,7 @@ def canonical_order(network: Network, spec: SymmetrySpec) -> dict[str, Tensor]:
     """Return the element that brings a network into its canonical form: group -> gather index.
 
     Raises:
-        SymmetryError: as for `canonical_form`.
+        SymmetryError: as for `canonicalize`.
     """
     units = Units.of(network, spec)
     colors = units.refine(units.initial_colors())

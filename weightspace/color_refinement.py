@@ -243,22 +243,15 @@ def _incidence(
             for place, factor in enumerate(segment.factors):
                 if factor.name not in spans:
                     continue
-                row = next(
-                    (
-                        n
-                        for p in spec.by_name[factor.name].within
-                        if p not in grids
-                        for n in _carrying(axes, p, number)
-                    ),
-                    None,
-                )
+                outside = (parent for parent in spec.by_name[factor.name].within if parent not in grids)
+                row = next((n for parent in outside for n in _carrying(axes, parent, number)), None)
                 units = np.full((1 if row is None else tensor.shape[row], length), -1)
                 outer = [
                     grids[parent][None]
-                    if parent in grids
+                    if parent in grids or row is None
                     else units_along(axes[row], parent, len(units)).numpy().reshape(-1, *[1] * positions.ndim)
                     for parent in spec.by_name[factor.name].within
-                ]  # fmt: skip
+                ]
                 units[:, positions] = spans[factor.name][(*outer, grids[factor.name][None])]
                 shape = [1] * tensor.ndim
                 shape[number] = length

@@ -140,7 +140,9 @@ def lineage(
     that 80 % of them agree on: weights shrunk by decay, else norms that grow in training; failing both, the middle of
     the tree. Nobody's ancestor can be told to be missing: relatives without their parent are joined to each other.
 
-    On 100 digits networks of known descent, see benchmarks/lineage.py for how many edges and directions come out right.
+    Of the edges of 100 digits networks of known descent, half of them reordered, 91 to 100 % are found and 89 to 100 %
+    also directed right; where every weight moves, 59 to 75 % and 53 to 68 % (benchmarks/lineage.py). Euclidean minimum
+    trees find 43 to 60 % even when they are told the order of all neurons.
 
     Args:
         networks, matcher, spec, progress: as for `weightspace.compare`; or its result.

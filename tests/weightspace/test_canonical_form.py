@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import weightspace.canonical_form as searching
-from weightspace.canonical_form import canonical_form, canonical_hash
+from weightspace.canonical_form import canonical_hash, canonicalize
 from weightspace.errors import NonFiniteError, SymmetryError
 from weightspace.permutation import permute, random_permutations
 from weightspace.tracing import trace
@@ -57,11 +57,11 @@ def perceptron(*sizes, dtype=torch.float64, value=None):
 
 def assert_one_form(network, spec, elements):
     generator = torch.Generator().manual_seed(3)
-    form = canonical_form(network, spec=spec)
-    assert canonical_form(form, spec=spec).hash == form.hash
+    form = canonicalize(network, spec=spec)
+    assert canonicalize(form, spec=spec).hash == form.hash
     for _ in range(elements):
         moved = permute(network, spec, random_permutations(spec, generator))
-        assert canonical_form(moved, spec=spec).hash == form.hash
+        assert canonicalize(moved, spec=spec).hash == form.hash
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_every_group_element_has_the_same_form(name, dtype):
 @pytest.mark.parametrize("name", ["mlp", "resnet", "llama", "lstm", "grouped convolutions"])
 def test_the_form_is_a_reordering_of_the_network(name):
     network, spec = traced(name)
-    form = canonical_form(network)
+    form = canonicalize(network)
     assert function_change(network, form, torch.Generator().manual_seed(0)) < 1e-9
     for key, tensor in network.parameters.items():
         assert torch.equal(tensor.flatten().sort().values, form.parameters[key].flatten().sort().values)
