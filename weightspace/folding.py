@@ -166,7 +166,9 @@ def _written_gain(network: Network, node: Node, chains: Mapping[str, object]) ->
         inner = source
         while isinstance(network.node(inner).operation, op.Cast):
             inner = network.node(inner).inputs[0]
-        trained = isinstance(made, op.Parameter) and made.value not in network.buffers
-        if inner in chains and trained and network.parameters[made.value].shape == (node.shape[-1],):
-            return source, made.value
+        gain = made.value if isinstance(made, op.Parameter) else None
+        if gain is None or gain in network.buffers or inner not in chains:
+            continue
+        if network.parameters[gain].shape == (node.shape[-1],):
+            return source, gain
     return "", None
