@@ -5,13 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interp.decomposition import Decomposition as Decomposition, decompose as decompose
+    from interp.sites import BilinearSite as BilinearSite, find_sites as find_sites
     from weightspace.layers import Bilinear as Bilinear, BilinearMLP as BilinearMLP
 
 _EXPORTS = {
     "Bilinear": "weightspace.layers",
     "BilinearMLP": "weightspace.layers",
+    "BilinearSite": "interp.sites",
     "Decomposition": "interp.decomposition",
     "decompose": "interp.decomposition",
+    "find_sites": "interp.sites",
 }
 __all__ = list(_EXPORTS)
 

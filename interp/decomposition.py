@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import kernels
-from interp.recognition import QuadraticForm, recognize
+from interp.quadratic_form import QuadraticForm
+from interp.recognition import recognize
 from interp.truncation import TruncatedForm
-from weightspace.errors import ShapeError
+from kernels.scaling import fix_signs
+from weightspace.errors import NonFiniteError, ShapeError
 from weightspace.network import Network
 
 
@@ -38,8 +41,9 @@ class Decomposition:
             times the largest magnitude: such vectors are arbitrary within their span, only the projector
             $\sum v v^\top$ means something. One index alone: `top` left out its partners.
         tolerance: of `clusters`; the square root of the dtype's precision.
-        residual: share of the output's variance that the form leaves out; 0.0, since a bilinear layer is one.
-        input_shape: of one sample.
+        residual: share of the output's variance that the form leaves out, $E|y - \hat y|^2 / E|y - \bar y|^2$ on the
+            data given; 0.0 of a bilinear layer, which is exact.
+        input_shape: of one sample; (n,) with n features.
     Source: Pearce, Dooms, Rigg, Oramas, Sharkey, Bilinear MLPs enable weight-based mechanistic
         interpretability (2024), section 3; differs in that vectors live in input space, where they are
         orthonormal.
@@ -120,7 +124,10 @@ class Decomposition:
         padding = ", padded" if self.padded else ""
         ranks = self.effective_rank
         rank = f", effective rank {ranks.min():.1f} to {ranks.max():.1f}" if len(ranks) else ""
-        return f"Decomposition({directions} directions, {terms} terms of {size} axes{padding}{rank})"
+        left_out = f", leaves out {self.residual:.2g} of the variance" if self.residual else ""
+        return (
+            f"Decomposition({directions} directions, {terms} terms of {size} axes{padding}{rank}{left_out})"
+        )
 
     def _repr_html_(self) -> str:
         rows = []
@@ -138,6 +145,8 @@ def decompose(
     directions: Tensor | Sequence[Sequence[float]] | None = None,
     top: int | None = None,
     pad: bool = True,
+    features: Tensor | None = None,
+    data: Tensor | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> Decomposition:
     r"""Decompose a network with one bilinear layer into eigenvectors in input space, exactly.
@@ -154,48 +163,123 @@ def decompose(
             module or `Network` made of affine maps and one product of two of them.
         directions: u, shape (u, o) or (o,); default one for every output.
         top: number of terms to keep for every direction; default all, min(axes, twice the hidden units).
+        features: rows F, shape (n, d), such as the decoder of a sparse autoencoder: eigenvectors are then those of
+            $F Q F^\top$, a function of activations f with $x = F^\top f$; vectors have n entries. Found without a
+            matrix of size n.
+        data: samples, (n, *input_shape). Gates, $\sigma(Wx+b) \odot (Vx+c)$, have no exact form; with data each is
+            replaced by the affine function of its argument with the least error of the product, and
+            `Decomposition.residual` says which share of the output's variance that leaves out.
         pad: put linear and constant parts into the spectrum by a further axis, when there are any; False
             decomposes only the quadratic part and keeps them in `linear` and `constant`.
         example_inputs: to trace a module whose first layer is not Linear.
     Raises:
         UnsupportedOperationError: an operation that is neither affine nor that one product; it is named.
-        ShapeError: `directions` or `top` do not fit.
+        ShapeError: `directions`, `top`, `features` or `data` do not fit.
         ArchitectureError: several inputs or outputs, or an input shape that is not known.
         NonFiniteError: NaN or infinite weights.
     Source: Pearce et al. (2024), section 3; the padding follows from their section 2.
     """
-    form = recognize(layer_or_model, example_inputs)
+    form = recognize(layer_or_model, example_inputs, data=data)
     chosen = _directions(directions, len(form.output))
     if top is not None and top < 0:
         raise ShapeError(f"decompose keeps a number of terms, at least 0; top is {top}")
-    weights = chosen @ form.output
-    left, right = form.left[:, :-1], form.right[:, :-1]
-    b, c = form.left[:, -1], form.right[:, -1]
-    linear = (weights * c) @ left + (weights * b) @ right + chosen @ form.affine[:, :-1]
-    constant = weights @ (b * c) + chosen @ form.affine[:, -1]
-    padded = pad and bool(b.any() or c.any() or form.affine.any())
-    pairs = _padded_pairs(form, chosen, weights) if padded else kernels.eigh_factored(left, right, weights)
+    rows = None if features is None else _features(features, form)
+    return decompose_form(form, chosen, top=top, pad=pad, features=rows)
+
+
+def decompose_form(
+    form: QuadraticForm,
+    directions: Tensor,
+    *,
+    top: int | None = None,
+    pad: bool = True,
+    features: Tensor | None = None,
+) -> Decomposition:
+    """Decompose a recognized form; arguments as of `decompose`, all tensors in float64 and of the right shapes."""
+    padded = pad and not form.is_homogeneous
+    if padded:
+        left, right, output = form.padded_factors()
+        weights = directions @ output
+    else:
+        left, right, weights = form.left[:, :-1], form.right[:, :-1], directions @ form.output
+    reduce, lift = _reduction(form, padded, features)
+    if reduce is not None:
+        left, right = left @ reduce, right @ reduce
+    pairs = kernels.eigh_factored(left, right, weights)
     order = torch.argsort(pairs.values.abs(), dim=1, descending=True, stable=True)
     values = pairs.values.take_along_dim(order, 1)
-    vectors = pairs.vectors.take_along_dim(order[:, None, :], 2).mT
+    kept = values.shape[1] if top is None else min(top, values.shape[1])
+    vectors = pairs.vectors.take_along_dim(order[:, None, :kept], 2)
+    if lift is not None:
+        vectors = fix_signs(lift @ vectors)
     dtype = form.dtype if form.dtype in (torch.float32, torch.float64) else torch.float32
     tolerance = torch.finfo(dtype).eps ** 0.5
-    kept = values.shape[1] if top is None else min(top, values.shape[1])
+    linear, constant = _affine_parts(form, directions)
     squares = values.square()
     rank = values.abs().sum(1).square() / squares.sum(1)
     return Decomposition(
         values[:, :kept].to(dtype),
-        vectors[:, :kept].to(dtype).contiguous(),
-        chosen.to(dtype),
-        linear.to(dtype),
+        vectors.mT.to(dtype).contiguous(),
+        directions.to(dtype),
+        (linear if features is None else linear @ features.mT).to(dtype),
         constant.to(dtype),
         padded,
         torch.where(squares.sum(1) > 0, rank, 0.0).to(dtype),
         squares[:, kept:].sum(1).sqrt().to(dtype),
         tuple(_clusters(row, tolerance, kept) for row in values),
         tolerance,
-        form.input_shape,
+        form.input_shape if features is None else (len(features),),
+        form.residual,
     )
+
+
+def _affine_parts(form: QuadraticForm, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """Linear and constant part of every direction, (u, d) and (u,)."""
+    weights = directions @ form.output
+    b, c = form.left[:, -1], form.right[:, -1]
+    linear = (weights * c) @ form.left[:, :-1] + (weights * b) @ form.right[:, :-1]
+    return (
+        linear + directions @ form.affine[:, :-1],
+        weights @ (b * c) + directions @ form.affine[:, -1],
+    )
+
+
+def _reduction(
+    form: QuadraticForm, padded: bool, features: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    r"""A smaller space that holds all eigenvectors: (reduce, lift), shapes (d, r) and (n, r), or None.
+
+    The QR factorization $F = BT$ of features (n, d) gives $F Q F^\top = B (T Q T^\top) B^\top$; that of an
+    embedding, $E^\top = BT$, gives $Q = B (B^\top Q B) B^\top$. B has orthonormal columns whatever the rank.
+    """
+    if features is not None:
+        factor = torch.block_diag(features, features.new_ones(1, 1)) if padded else features
+        basis, triangle = torch.linalg.qr(factor)
+        return triangle.mT, basis
+    hidden, size = len(form.left), math.prod(form.input_shape)
+    if form.embedding is None or len(form.embedding) >= min(size, 2 * hidden):
+        return None, None
+    rows = form.embedding
+    if padded:
+        one = rows.new_zeros(1, size + 1)
+        one[:, -1] = 1.0
+        rows = torch.cat([rows, one])
+    else:
+        rows = rows[:, :-1]
+    basis, _ = torch.linalg.qr(rows.mT)
+    return basis, basis
+
+
+def _features(features: Tensor, form: QuadraticForm) -> Tensor:
+    rows = torch.as_tensor(features, dtype=torch.float64).detach().cpu()
+    size = form.left.shape[1] - 1
+    if rows.ndim != 2 or rows.shape[1] != size:
+        raise ShapeError(
+            f"features need the shape (n, {size}), one row in input space for each; they have {tuple(rows.shape)}"
+        )
+    if not bool(torch.isfinite(rows).all()):
+        raise NonFiniteError("features have NaN or infinite entries; give finite numbers")
+    return rows
 
 
 def _directions(directions: Tensor | Sequence[Sequence[float]] | None, outputs: int) -> Tensor:
@@ -210,15 +294,6 @@ def _directions(directions: Tensor | Sequence[Sequence[float]] | None, outputs: 
     if not bool(torch.isfinite(given).all()):
         raise ShapeError("directions have NaN or infinite entries; give finite numbers")
     return given.reshape(-1, outputs)
-
-
-def _padded_pairs(form: QuadraticForm, directions: Tensor, weights: Tensor) -> kernels.Eigh:
-    """Eigenpairs with the affine part as further hidden units: A'x' times the constant 1, weighted by u."""
-    one = torch.zeros_like(form.affine)
-    one[:, -1] = 1.0
-    return kernels.eigh_factored(
-        torch.cat([form.left, form.affine]), torch.cat([form.right, one]), torch.cat([weights, directions], 1)
-    )
 
 
 def _clusters(values: Tensor, tolerance: float, kept: int) -> tuple[tuple[int, ...], ...]:

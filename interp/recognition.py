@@ -1,110 +1,85 @@
-"""Find the quadratic function that a network computes, by running its graph on exact polynomials."""
+"""Find the quadratic functions that a network computes, one after the other."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from interp.interpreter import Interpreter, TooDeepError
+from interp.quadratic_form import QuadraticForm, form_of_layer
 from weightspace import operations as op
-from weightspace.errors import ArchitectureError, NonFiniteError, UnsupportedOperationError
+from weightspace.errors import ArchitectureError, ShapeError, UnsupportedOperationError
 from weightspace.layers import Bilinear
 from weightspace.network import Network, Node, require_finite
 from weightspace.reading import default_inputs
 from weightspace.tracing import trace
 
-# Affine in their input, all other inputs being constants.
-_AFFINE = (
-    op.Linear, op.Conv, op.BatchNorm, op.Scale, op.AveragePool, op.AdaptiveAveragePool,
-    op.Reshape, op.Flatten, op.Permute, op.Expand, op.Unsqueeze, op.Squeeze, op.Slice, op.Select, op.Pad,
-    op.Gather,
-)  # fmt: skip
-_JOINTLY_LINEAR = (op.Add, op.Subtract, op.Concat, op.Stack)
-_PRODUCTS = (op.Multiply, op.MatMul, op.Bilinear)  # affine as well, when one factor is constant
 _TOLERANCE = 1e-9  # what float64 rounding explains
 
 
-@dataclass(frozen=True, eq=False)
-class QuadraticForm:
-    r"""The function $y = P\,[(W'x') \odot (V'x')] + A'x'$ with $x' = [x; 1]$, all in float64.
-
-    Attributes:
-        left, right: $W' = [W\; b]$ and $V' = [V\; c]$, shape (h, d + 1).
-        output: $P$, shape (o, h).
-        affine: $A'$, shape (o, d + 1): residual connections and biases after the product.
-        input_shape: shape of one sample; d is its number of entries.
-        dtype: in which the network computes.
-    """
-
-    left: Tensor
-    right: Tensor
-    output: Tensor
-    affine: Tensor
-    input_shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Evaluate on (n, d); returns (n, o)."""
-        padded = torch.cat([x, x.new_ones(len(x), 1)], 1)
-        return (padded @ self.left.mT) * (padded @ self.right.mT) @ self.output.mT + padded @ self.affine.mT
-
-
 def recognize(
-    model: nn.Module | Network, example_inputs: Tensor | Sequence[Tensor] | None = None
+    model: nn.Module | Network,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    data: Tensor | None = None,
 ) -> QuadraticForm:
     """Read a network with one bilinear layer, and any affine maps around it, as one quadratic form.
 
+    Args:
+        data: samples, (n, *input_shape), on which gates such as SiLU are fitted; without them a gate is refused.
     Raises:
         UnsupportedOperationError: an operation that is neither affine nor the one product, named with its
             node; a second bilinear layer after the first; no product at all.
         ArchitectureError: several inputs or outputs, no free batch axis, a module whose input shape is
             unknown.
         NonFiniteError: NaN or infinite weights.
+        ShapeError: the data do not fit the input.
     """
-    if type(model) is Bilinear:  # subclasses may compute something else
-        return _read_off(model)
-    network = _network(model, example_inputs)
-    require_finite(network)
-    if len(network.inputs) != 1 or len(network.outputs) != 1:
-        raise ArchitectureError(
-            f"decompose needs one input and one output; the network has {len(network.inputs)} inputs "
-            f"({', '.join(node.name for node in network.inputs)}) and {len(network.outputs)} outputs"
+    forms = recognize_layers(model, example_inputs, data=data)
+    form, *later = forms
+    if later:
+        raise UnsupportedOperationError(
+            f"decompose takes one bilinear layer; this network has {len(forms)} after each other, the second reads "
+            f"{later[0].left.shape[1] - 1} values: use interp.unfold, or decompose each on its own"
         )
-    source = network.inputs[0]
-    shape = tuple(size for size in source.shape[1:] if size is not None)
-    if not source.shape or source.shape[0] is not None or len(shape) != len(source.shape) - 1:
-        raise ArchitectureError(
-            f"decompose needs an input whose first axis is the batch; {source.name!r} has shape "
-            f"{source.shape}; give example inputs of shape (batch, features)"
-        )
-    if not getattr(torch, source.dtype).is_floating_point:
-        raise ArchitectureError(
-            f"decompose needs a floating input; {source.name!r} has dtype {source.dtype}: "
-            "decompose the layers after the embedding"
-        )
-    dtype = getattr(torch, network.node(network.outputs[0]).dtype)
-    exact = network.astype(torch.float64)
-    form = _Interpreter(exact, shape, dtype).form()
-    _verify(exact, form)
     return form
 
 
-def _read_off(layer: Bilinear) -> QuadraticForm:
-    """Take the factors of a `Bilinear` layer as they are; wide layers would be slow to interpret."""
-    factors = []
-    for name, linear in (("left", layer.left), ("right", layer.right), ("output", layer.output)):
-        weight = linear.weight.detach().double().cpu()
-        bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double().cpu()
-        factors.append(torch.cat([weight, bias[:, None]], 1))
-        if not bool(torch.isfinite(factors[-1]).all()):
-            raise NonFiniteError(f"the {name} factor of the bilinear layer has NaN or infinite entries")
-    left, right, output = factors
-    affine = left.new_zeros(len(output), left.shape[1])
-    affine[:, -1] = output[:, -1]
-    return QuadraticForm(left, right, output[:, :-1], affine, (left.shape[1] - 1,), layer.left.weight.dtype)
+def recognize_layers(
+    model: nn.Module | Network,
+    example_inputs: Tensor | Sequence[Tensor] | None = None,
+    *,
+    data: Tensor | None = None,
+) -> tuple[QuadraticForm, ...]:
+    """Read a network as quadratic forms, each a function of the values of the one before.
+
+    The network is cut at values through which everything passes, as late as one bilinear layer allows; residual
+    connections across the cuts of a residual stream are part of the forms. Arguments and errors as of `recognize`.
+    """
+    if type(model) is Bilinear and data is None:  # subclasses may compute something else
+        return (form_of_layer(model),)
+    network = _network(model, example_inputs)
+    require_finite(network)
+    source = _only_input(network)
+    exact = network.astype(torch.float64)
+    source = exact.node(source.name)
+    samples = _samples(exact, source, data)
+    dtype = getattr(torch, network.node(network.outputs[0]).dtype)
+    with torch.no_grad():
+        cuts = _cuts(exact, source, _constants(exact), samples if data is not None else {})
+        forms = []
+        for run, start, stop, narrow in cuts:
+            embedding = None if narrow is None else run.affine_map(narrow)
+            form = run.form(stop, dtype, embedding)
+            forms.append(_verified(form, samples[start].flatten(1), samples[stop].flatten(1), run.fitted))
+    if not any(len(form.left) for form in forms):
+        raise UnsupportedOperationError(
+            "decompose needs a bilinear layer, a product of two linear maps of its input; the network has none"
+        )
+    return tuple(forms)
 
 
 def _network(model: nn.Module | Network, example_inputs: Tensor | Sequence[Tensor] | None) -> Network:
@@ -139,166 +114,118 @@ class _SelfBilinear(nn.Module):
         return self.bilinear(x, x)
 
 
-class _Interpreter:
-    """Evaluate a graph on polynomials of the input instead of numbers.
-
-    A value is a tensor (columns, *sample shape): column 0 holds its constant part, columns 1 .. d the
-    coefficients of x, the others those of the products p_j = (W'x')_j (V'x')_j seen so far. An affine
-    operation
-    f acts on every column: as f(column) - f(0), and as f on the constant part. So the batch axis of the
-    operations carries the columns, and no operation needs a rule of its own.
-    """
-
-    def __init__(self, network: Network, sample: tuple[int, ...], dtype: torch.dtype):
-        self.network, self.sample, self.dtype = network, sample, dtype
-        self.size = math.prod(sample)
-        self.left = torch.zeros(0, self.size + 1, dtype=torch.float64)
-        self.right = torch.zeros(0, self.size + 1, dtype=torch.float64)
-        self.values: dict[str, Tensor] = {}
-        self.constants: dict[str, Tensor] = {}
-
-    def form(self) -> QuadraticForm:
-        for node in self.network.nodes:
-            if isinstance(node.operation, op.Input):
-                columns = torch.zeros(self.size + 1, self.size, dtype=torch.float64)
-                columns[1:] = torch.eye(self.size, dtype=torch.float64)
-                self.values[node.name] = columns.reshape(-1, *self.sample)
-            elif not any(name in self.values for name in node.inputs):
-                constants = tuple(self.constants[name] for name in node.inputs)
-                self.constants[node.name] = node.operation.evaluate(constants, self.network.weights(node))
-            else:
-                self.values[node.name] = self._value(node)
-        output = self.values.get(self.network.outputs[0])
-        coefficients = None if output is None else self._widened(output).flatten(1)
-        start = self.size + 1
-        if coefficients is None or not coefficients[start:].any():
-            raise UnsupportedOperationError(
-                "decompose needs a bilinear layer, a product of two linear maps of its input; "
-                "the network has none"
-            )
-        used = coefficients[start:].any(1)
-        affine = torch.cat([coefficients[1:start], coefficients[:1]]).mT
-        return QuadraticForm(
-            self.left[used], self.right[used], coefficients[start:][used].mT, affine, self.sample, self.dtype
+def _only_input(network: Network) -> Node:
+    if len(network.inputs) != 1 or len(network.outputs) != 1:
+        raise ArchitectureError(
+            f"decompose needs one input and one output; the network has {len(network.inputs)} inputs "
+            f"({', '.join(node.name for node in network.inputs)}) and {len(network.outputs)} outputs"
         )
-
-    def _value(self, node: Node) -> Tensor:
-        operation = node.operation
-        moving = [name for name in node.inputs if name in self.values]
-        if isinstance(operation, op.Power) and operation.exponent == 2:
-            return self._product(node, self.values[moving[0]], self.values[moving[0]])
-        if isinstance(operation, op.Pointwise) and operation.name == "square":
-            return self._product(node, self.values[moving[0]], self.values[moving[0]])
-        if isinstance(operation, op.Multiply) and len(moving) == 2:
-            return self._product(node, self.values[node.inputs[0]], self.values[node.inputs[1]])
-        if isinstance(operation, op.Bilinear) and len(moving) == 2:
-            return self._bilinear(node, operation)
-        if isinstance(operation, op.Cast) and getattr(torch, operation.dtype).is_floating_point:
-            return self.values[moving[0]]
-        affine = (
-            isinstance(operation, _JOINTLY_LINEAR)
-            or (len(moving) == 1 and isinstance(operation, (*_AFFINE, *_PRODUCTS)))
-            or (isinstance(operation, op.Divide) and moving == [node.inputs[0]])
-            or (isinstance(operation, op.Reduce) and operation.name in ("mean", "sum"))
+    source = network.inputs[0]
+    shape = tuple(size for size in source.shape[1:] if size is not None)
+    if not source.shape or source.shape[0] is not None or len(shape) != len(source.shape) - 1:
+        raise ArchitectureError(
+            f"decompose needs an input whose first axis is the batch; {source.name!r} has shape "
+            f"{source.shape}; give example inputs of shape (batch, features)"
         )
-        if not affine:
-            raise UnsupportedOperationError(
-                f"{_kind(operation)} at {node.name!r} is neither affine nor the product of two linear maps, "
-                "so decompose has no exact form for it; decompose the bilinear layer on its own"
-            )
-        return self._affine(node)
-
-    def _affine(self, node: Node) -> Tensor:
-        """Apply an operation that is affine in all its moving inputs taken together."""
-        moving = {name: self._widened(self.values[name]) for name in node.inputs if name in self.values}
-        still = {name: torch.zeros_like(value) for name, value in moving.items()}
-        weights = self.network.weights(node)
-        result = self._evaluate(node, moving, weights)
-        if isinstance(node.operation, op.Linear | op.Conv):
-            # Leaving the bias out rounds less than subtracting it.
-            homogeneous = {role: weight for role, weight in weights.items() if role != "bias"}
-            return torch.cat([result[:1], self._evaluate(node, moving, homogeneous)[1:]])
-        return torch.cat([result[:1], (result - self._evaluate(node, still, weights))[1:]])
-
-    def _evaluate(self, node: Node, moving: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
-        columns = 1 + self.size + len(self.left)
-        inputs = tuple(moving[name] if name in moving else self.constants[name] for name in node.inputs)
-        mixes = node.shape[:1] != (None,)
-        result = None if mixes else node.operation.evaluate(inputs, weights)
-        if result is None or result.shape[0] != columns:
-            raise UnsupportedOperationError(
-                f"{_kind(node.operation)} at {node.name!r} mixes the samples of a batch; "
-                "decompose needs a function of one sample"
-            )
-        return result
-
-    def _product(self, node: Node, first: Tensor, second: Tensor) -> Tensor:
-        """Multiply two values elementwise: every entry of the result becomes a product of its own."""
-        self._require_affine(node, first, second)
-        start = self.size + 1
-        first, second = torch.broadcast_tensors(first[:start], second[:start])
-        return self._append(first.flatten(1), second.flatten(1), tuple(first.shape[1:]))
-
-    def _bilinear(self, node: Node, operation: op.Bilinear) -> Tensor:
-        """y_o = sum over i of a_i (W_o b)_i + bias_o: one product for every pair (o, i)."""
-        first, second = (self.values[name] for name in node.inputs)
-        self._require_affine(node, first, second)
-        if first.ndim != 2:
-            raise UnsupportedOperationError(f"Bilinear at {node.name!r} takes more than one row per sample")
-        start = self.size + 1
-        weights = self.network.weights(node)
-        weight = weights["weight"]  # (o, i, j)
-        outputs, rows, _ = weight.shape
-        left = first[:start].repeat(1, outputs)
-        right = second[:start] @ weight.flatten(0, 1).mT
-        products = self._append(left, right, (outputs * rows,))
-        result = products.unflatten(1, (outputs, rows)).sum(2)
-        if "bias" in weights:
-            result[0] += weights["bias"]
-        return result
-
-    def _append(self, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Add products of affine columns (d + 1, n), constant first; return the value they form."""
-        known, count = len(self.left), left.shape[1]
-        self.left = torch.cat([self.left, left.roll(-1, 0).mT])
-        self.right = torch.cat([self.right, right.roll(-1, 0).mT])
-        result = torch.zeros(1 + self.size + known + count, count, dtype=torch.float64)
-        result[1 + self.size + known :] = torch.eye(count, dtype=torch.float64)
-        return result.reshape(-1, *shape)
-
-    def _require_affine(self, node: Node, *factors: Tensor) -> None:
-        for factor in factors:
-            if factor[self.size + 1 :].any():
-                raise UnsupportedOperationError(
-                    f"{_kind(node.operation)} at {node.name!r} multiplies values that are already products: "
-                    "a second bilinear layer; decompose takes one (depth comes in a later version): "
-                    "decompose each on its own"
-                )
-
-    def _widened(self, value: Tensor) -> Tensor:
-        """Give a value the columns of the products that were added after it was made."""
-        missing = 1 + self.size + len(self.left) - len(value)
-        return torch.cat([value, value.new_zeros(missing, *value.shape[1:])]) if missing else value
+    if not getattr(torch, source.dtype).is_floating_point:
+        raise ArchitectureError(
+            f"decompose needs a floating input; {source.name!r} has dtype {source.dtype}: "
+            "decompose the layers after the embedding (interp.find_sites)"
+        )
+    return source
 
 
-def _kind(operation: op.Operation) -> str:
-    if isinstance(operation, op.Opaque | op.Pointwise | op.Elementwise | op.Reduce):
-        return f"{operation.kind} {operation.name}"
-    return operation.kind
-
-
-def _verify(network: Network, form: QuadraticForm) -> None:
-    """Run the network, so that an error of the reading above cannot go unnoticed."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(8, form.left.shape[1] - 1, dtype=torch.float64, generator=generator)
+def _samples(network: Network, source: Node, data: Tensor | None) -> dict[str, Tensor]:
+    """Every node's value on the data, or on random inputs that serve to verify the forms alone."""
+    shape = source.shape[1:]
+    if data is None:
+        generator = torch.Generator().manual_seed(0)
+        data = torch.randn(8, *(size or 1 for size in shape), dtype=torch.float64, generator=generator)
+    elif data.ndim < 2 or tuple(data.shape[1:]) != shape or len(data) < 2:
+        raise ShapeError(
+            f"data needs the shape (n, {', '.join(str(size) for size in shape)}), at least two samples; "
+            f"it has {tuple(data.shape)}"
+        )
     with torch.no_grad():
-        expected = network.to_module()(x.reshape(8, *form.input_shape)).flatten(1)
-    padded = torch.cat([x, x.new_ones(8, 1)], 1)
+        return network.to_module().values(data.double().cpu())  # type: ignore[operator]
+
+
+def _constants(network: Network) -> dict[str, Tensor]:
+    """Values of the nodes that do not depend on the input."""
+    constants: dict[str, Tensor] = {}
+    for node in network.nodes:
+        if not isinstance(node.operation, op.Input) and all(name in constants for name in node.inputs):
+            inputs = tuple(constants[name] for name in node.inputs)
+            constants[node.name] = node.operation.evaluate(inputs, network.weights(node))
+    return constants
+
+
+def _cuts(
+    network: Network, source: Node, constants: Mapping[str, Tensor], data: Mapping[str, Tensor]
+) -> list[tuple[Interpreter, str, str, str | None]]:
+    """Interpreters with the nodes where each begins and ends, and the narrowest affine node in between."""
+    moving = _relevant(network, constants)
+    passages = _passages(network, moving)
+    found = []
+    while True:
+        run = Interpreter(network, source, constants, data)
+        start, stop, narrow = source.name, source.name, None
+        size = run.size
+        for node in moving[1 + [node.name for node in moving].index(start) :]:
+            try:
+                run.add(node)
+            except TooDeepError:
+                if stop == start:
+                    raise
+                break
+            if node.name in passages and node.name not in run.gates:
+                stop = node.name
+                width = run.values[stop][0].numel()
+                if width < size and run.is_affine(stop):
+                    narrow, size = stop, width
+        else:
+            stop = network.outputs[0]
+        found.append((run, start, stop, narrow))
+        if stop == network.outputs[0]:
+            return found
+        source = network.node(stop)
+
+
+def _relevant(network: Network, constants: Mapping[str, Tensor]) -> list[Node]:
+    """The nodes between input and output."""
+    needed = set(network.outputs)
+    for node in reversed(network.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return [node for node in network.nodes if node.name in needed and node.name not in constants]
+
+
+def _passages(network: Network, moving: list[Node]) -> set[str]:
+    """The nodes through which everything passes: no earlier value is used after them."""
+    position = {node.name: index for index, node in enumerate(moving)}
+    last_use = [0] * len(moving)
+    for index, node in enumerate(moving):
+        for name in node.inputs:
+            if name in position:
+                last_use[position[name]] = index
+    found, furthest = set(), 0
+    for index, node in enumerate(moving):
+        if furthest <= index:
+            found.add(node.name)
+        furthest = max(furthest, last_use[index])
+    return found
+
+
+def _verified(form: QuadraticForm, x: Tensor, expected: Tensor, fitted: bool) -> QuadraticForm:
+    """Compare with the network that was run: an exact form must agree, a fitted one gets its residual."""
+    got = form(x)
+    if fitted:
+        missed = (expected - got).square().mean(0).sum()
+        return replace(form, residual=float(missed / (expected - expected.mean(0)).square().mean(0).sum()))
     # Large terms may cancel in the output: rounding is measured against the terms.
-    terms = ((padded @ form.left.mT) * (padded @ form.right.mT)).abs() @ form.output.mT.abs()
-    scale = terms + padded.abs() @ form.affine.mT.abs()
-    error = float((form(x) - expected).abs().max() / scale.max().clamp_min(1e-300))
+    error = float((got - expected).abs().max() / form.magnitude(x).max().clamp_min(1e-300))
     if not error <= _TOLERANCE:
         raise ArchitectureError(
             f"the form found differs from the network by {error:.1e}; please report this network"
         )
+    return form

@@ -347,7 +347,7 @@ class Gate(nn.Module):
 
 
 REFUSED = {
-    "two layers": (lambda: BilinearMLP(6, 5, 3, layers=2), "layers.1.*second bilinear layer.*later version"),
+    "two layers": (lambda: BilinearMLP(6, 5, 3, layers=2), "2 after each other, the second reads 5.*unfold"),
     "relu": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ReLU()), "ReLU at '1'"),
     "layer norm": (lambda: nn.Sequential(Bilinear(6, 4, 4), nn.LayerNorm(4)), "LayerNorm at '1'"),
     "softmax": (lambda: nn.Sequential(Bilinear(6, 4, 4), nn.Softmax(-1)), "Softmax at '1'"),
