@@ -1,20 +1,67 @@
-"""What a network computes: eigendecomposition of bilinear layers."""
+"""What a network computes: eigendecomposition of bilinear layers, and what is built on it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.decomposition import Decomposition as Decomposition, decompose as decompose
-    from interp.sites import BilinearSite as BilinearSite, find_sites as find_sites
-    from weightspace.layers import Bilinear as Bilinear, BilinearMLP as BilinearMLP
+    from interp.bond_truncation import (
+        TruncatedStack as TruncatedStack,
+        truncate_bonds as truncate_bonds,
+    )
+    from interp.classifier_training import (
+        ClassifierRun as ClassifierRun,
+        train_classifier as train_classifier,
+    )
+    from interp.decomposition import (
+        Decomposition as Decomposition,
+        decompose as decompose,
+    )
+    from interp.depth import (
+        Unfolding as Unfolding,
+        unfold as unfold,
+    )
+    from interp.feature_interactions import (
+        FeatureInteractions as FeatureInteractions,
+        find_interactions as find_interactions,
+    )
+    from interp.sites import (
+        BilinearSite as BilinearSite,
+        find_sites as find_sites,
+    )
+    from interp.tensor_similarity import (
+        Gaussian as Gaussian,
+        Similarity as Similarity,
+        similarity as similarity,
+    )
+    from interp.tensor_spectra import (
+        HOSVD as HOSVD,
+        hosvd as hosvd,
+    )
+    from weightspace.layers import (
+        Bilinear as Bilinear,
+        BilinearMLP as BilinearMLP,
+    )
 
 _EXPORTS = {
     "Bilinear": "weightspace.layers",
     "BilinearMLP": "weightspace.layers",
     "BilinearSite": "interp.sites",
+    "ClassifierRun": "interp.classifier_training",
     "Decomposition": "interp.decomposition",
+    "FeatureInteractions": "interp.feature_interactions",
+    "Gaussian": "interp.tensor_similarity",
+    "HOSVD": "interp.tensor_spectra",
+    "Similarity": "interp.tensor_similarity",
+    "TruncatedStack": "interp.bond_truncation",
+    "Unfolding": "interp.depth",
     "decompose": "interp.decomposition",
+    "find_interactions": "interp.feature_interactions",
     "find_sites": "interp.sites",
+    "hosvd": "interp.tensor_spectra",
+    "similarity": "interp.tensor_similarity",
+    "train_classifier": "interp.classifier_training",
+    "truncate_bonds": "interp.bond_truncation",
+    "unfold": "interp.depth",
 }
 __all__ = list(_EXPORTS)
 

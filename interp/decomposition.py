@@ -180,11 +180,12 @@ def decompose(
     Source: Pearce et al. (2024), section 3; the padding follows from their section 2.
     """
     form = recognize(layer_or_model, example_inputs, data=data)
-    chosen = _directions(directions, len(form.output))
+    chosen = output_directions(directions, len(form.output))
     if top is not None and top < 0:
         raise ShapeError(f"decompose keeps a number of terms, at least 0; top is {top}")
     rows = None if features is None else _features(features, form)
-    return decompose_form(form, chosen, top=top, pad=pad, features=rows)
+    padded = pad and not form.is_homogeneous
+    return decompose_form(form, chosen, top=top, padded=padded, features=rows)
 
 
 def decompose_form(
@@ -192,11 +193,10 @@ def decompose_form(
     directions: Tensor,
     *,
     top: int | None = None,
-    pad: bool = True,
+    padded: bool,
     features: Tensor | None = None,
 ) -> Decomposition:
     """Decompose a recognized form; arguments as of `decompose`, all tensors in float64 and of the right shapes."""
-    padded = pad and not form.is_homogeneous
     if padded:
         left, right, output = form.padded_factors()
         weights = directions @ output
@@ -214,7 +214,7 @@ def decompose_form(
         vectors = fix_signs(lift @ vectors)
     dtype = form.dtype if form.dtype in (torch.float32, torch.float64) else torch.float32
     tolerance = torch.finfo(dtype).eps ** 0.5
-    linear, constant = _affine_parts(form, directions)
+    linear, constant = (directions @ part for part in form.affine_parts())
     squares = values.square()
     rank = values.abs().sum(1).square() / squares.sum(1)
     return Decomposition(
@@ -230,17 +230,6 @@ def decompose_form(
         tolerance,
         form.input_shape if features is None else (len(features),),
         form.residual,
-    )
-
-
-def _affine_parts(form: QuadraticForm, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Linear and constant part of every direction, (u, d) and (u,)."""
-    weights = directions @ form.output
-    b, c = form.left[:, -1], form.right[:, -1]
-    linear = (weights * c) @ form.left[:, :-1] + (weights * b) @ form.right[:, :-1]
-    return (
-        linear + directions @ form.affine[:, :-1],
-        weights @ (b * c) + directions @ form.affine[:, -1],
     )
 
 
@@ -282,7 +271,8 @@ def _features(features: Tensor, form: QuadraticForm) -> Tensor:
     return rows
 
 
-def _directions(directions: Tensor | Sequence[Sequence[float]] | None, outputs: int) -> Tensor:
+def output_directions(directions: Tensor | Sequence[Sequence[float]] | None, outputs: int) -> Tensor:
+    """Return directions (u, o) in float64, one for every output by default, or refuse them."""
     if directions is None:
         return torch.eye(outputs, dtype=torch.float64)
     given = torch.as_tensor(directions, dtype=torch.float64).detach().cpu()

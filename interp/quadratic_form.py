@@ -51,6 +51,12 @@ class QuadraticForm:
         """Whether there is neither a linear nor a constant part, so that no axis need be padded."""
         return not bool(self.left[:, -1].any() or self.right[:, -1].any() or self.affine.any())
 
+    def affine_parts(self) -> tuple[Tensor, Tensor]:
+        """Return the linear and the constant part of every output, (o, d) and (o,)."""
+        b, c = self.left[:, -1:], self.right[:, -1:]
+        linear = self.output @ (c * self.left[:, :-1] + b * self.right[:, :-1])
+        return linear + self.affine[:, :-1], self.output @ (b * c)[:, 0] + self.affine[:, -1]
+
     def padded_factors(self) -> tuple[Tensor, Tensor, Tensor]:
         r"""Return (L, R, P') with $y = P'\,[(Lx') \odot (Rx')]$: the affine part is a product with the 1.
 
