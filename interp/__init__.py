@@ -24,6 +24,12 @@ if TYPE_CHECKING:
         FeatureInteractions as FeatureInteractions,
         find_interactions as find_interactions,
     )
+    from interp.heads import (
+        AttentionHead as AttentionHead,
+        CompositionScores as CompositionScores,
+        compose_heads as compose_heads,
+        find_heads as find_heads,
+    )
     from interp.sites import (
         BilinearSite as BilinearSite,
         find_sites as find_sites,
@@ -43,6 +49,10 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
+    "AttentionHead": "interp.heads",
+    "CompositionScores": "interp.heads",
+    "compose_heads": "interp.heads",
+    "find_heads": "interp.heads",
     "Bilinear": "weightspace.layers",
     "BilinearMLP": "weightspace.layers",
     "BilinearSite": "interp.sites",
