@@ -431,3 +431,74 @@ def test_figure_of_the_eigenvectors():
         eigenvector_figure(interp.decompose(Bilinear(6, 4, 3)))
     with pytest.raises(weightspace.ShapeError, match="0 to 2"):
         eigenvector_figure(square, directions=[3])
+
+
+# ---- smaller spaces: features and embeddings -----------------------------------------------------------------
+
+RELATIVE = {torch.float32: 5e-6, torch.float64: 1e-12}
+
+
+@dtypes
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("count", [4, 6, 30])
+@pytest.mark.parametrize("hidden", [2, 9])
+def test_eigenvectors_over_features_are_those_of_the_full_matrix(hidden, count, bias, dtype):
+    torch.manual_seed(0)
+    layer = Bilinear(6, hidden, 3, bias=bias).to(dtype)
+    features = torch.randn(count, 6, dtype=dtype)
+    features[1] = 2 * features[0]  # a rank below min(n, d)
+    decomposition = interp.decompose(layer, features=features)
+    assert decomposition.padded == bias
+    assert decomposition.vectors.shape[2] == count + bias
+    activations = torch.rand(50, count, dtype=dtype)
+    expected = layer(activations @ features).detach()
+    got = decomposition.explain(activations).sum(-1)
+    assert float((got - expected).abs().max() / expected.abs().max()) < RELATIVE[dtype]
+    full = matrices(interp.decompose(layer)).double()
+    wide = torch.block_diag(features, torch.ones(1, 1, dtype=dtype)).double() if bias else features.double()
+    expected = wide @ full @ wide.T
+    torch.testing.assert_close(
+        matrices(decomposition).double(), expected, rtol=0, atol=RELATIVE[dtype] * float(expected.abs().max())
+    )
+    gram = decomposition.vectors @ decomposition.vectors.mT
+    torch.testing.assert_close(gram, torch.eye(gram.shape[1], dtype=dtype).expand_as(gram), rtol=0, atol=1e-5)
+
+
+def test_features_keep_the_parts_that_are_apart():
+    layer, features = randomized_bilinear(), torch.randn(9, 6, dtype=torch.float64)
+    decomposition = interp.decompose(layer, features=features, pad=False)
+    activations = torch.rand(20, 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        decomposition.explain(activations).sum(-1), layer(activations @ features).detach()
+    )
+    with pytest.raises(weightspace.ShapeError, match=r"\(n, 6\)"):
+        interp.decompose(layer, features=torch.zeros(4, 5))
+    with pytest.raises(weightspace.NonFiniteError, match="features"):
+        interp.decompose(layer, features=torch.full((4, 6), torch.nan))
+
+
+@dtypes
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_an_embedding_is_used_and_leaves_the_spectrum_as_it_is(bias, dtype):
+    """The embedding has rank 3 of 12: as many values are not zero, and the vectors live in input space."""
+    torch.manual_seed(0)
+    model = BilinearMLP(12, 3, 2, hidden=20, bias=bias).to(dtype)
+    decomposition = interp.decompose(model)
+    assert decomposition.values.shape == (2, 3 + bias)
+    x = torch.randn(50, 12, dtype=dtype)
+    expected = model(x).detach()
+    assert (
+        float((decomposition.explain(x).sum(-1) - expected).abs().max() / expected.abs().max())
+        < RELATIVE[dtype]
+    )
+    change = torch.randn(3, 3, dtype=dtype)
+    inverse = torch.linalg.inv(change)
+    with torch.no_grad():
+        model.embedding.weight.copy_(change @ model.embedding.weight)
+        if bias:
+            model.embedding.bias.copy_(change @ model.embedding.bias)
+        for linear in (model.layers[0].left, model.layers[0].right):
+            linear.weight.copy_(linear.weight @ inverse)
+    other = interp.decompose(model)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(other.values, decomposition.values, rtol=tolerance, atol=tolerance)
