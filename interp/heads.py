@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,7 +17,7 @@ from weightspace.reading import as_network
 _AFFINE = (
     op.Linear, op.Scale, op.Cast, op.Add, op.Subtract, op.Multiply, op.Divide, op.Reshape, op.Flatten, op.Permute,
     op.Unsqueeze, op.Squeeze, op.Expand, op.Slice, op.Select, op.Concat, op.Stack, op.Conv, op.MatMul, op.Einsum,
-    op.Item,
+    op.Item, op.Gather,
 )  # fmt: skip
 _JOINING = (op.Add, op.Subtract, op.Concat, op.Stack)
 _PROJECTING = (op.Linear, op.MatMul, op.Conv, op.Einsum)
@@ -32,7 +32,7 @@ class AttentionHead:
     Attributes:
         name: of the node that attends, or multiplies scores with values.
         index: of the head there; `key_value` that of the keys and values it reads (fewer under GQA).
-        source: the node that holds x; the gain and bias of a norm there are part of the matrices, so that x stands for
+        source: the node that holds x, "" if there is none; the gain and bias of a norm there are part of the matrices, so that x stands for
             the normalized values.
         target: the node that holds the sum of all heads' outputs.
         qk: $M_{QK} = s W_Q^\top W_K$, scale s included, padded where there are biases; None if `notes` says why.
@@ -104,7 +104,7 @@ def find_heads(
     heads: list[AttentionHead] = []
     with torch.no_grad():
         for node in exact.nodes:
-            if attention := _attention(exact, node):
+            if attention := _attention(exact, node, reader.constants):
                 heads += reader.heads(attention)
     return tuple(heads)
 
@@ -157,46 +157,51 @@ class _Attention:
     capped: bool = False
 
 
-def _attention(network: Network, node: Node) -> _Attention | None:
+def _attention(network: Network, node: Node, constants: Mapping[str, Tensor]) -> _Attention | None:
     if isinstance(node.operation, op.Attention):
         query, key, value = node.inputs[:3]
         return _Attention(node.name, query, key, value, node.operation.scale, False)
     if not isinstance(node.operation, op.MatMul):
         return None
-    weights = _through(network, network.node(node.inputs[0]), (op.Cast,))
-    if not isinstance(weights.operation, op.Softmax):
+    weights = network.node(node.inputs[0])
+    while isinstance(weights.operation, op.Cast):
+        weights = network.node(weights.inputs[0])
+    found = None
+    if isinstance(weights.operation, op.Softmax):
+        found = _scores(network, network.node(weights.inputs[0]), constants)
+    if found is None:
         return None
-    scale, capped, scores = 1.0, False, network.node(weights.inputs[0])
-    while not isinstance(scores.operation, op.MatMul):
-        factor = _factor(network, scores)
-        if factor is None:
-            return None
-        scale *= factor
-        capped = capped or isinstance(scores.operation, op.Tanh)
-        scores = network.node(scores.inputs[0])
-    return _Attention(node.name, scores.inputs[0], scores.inputs[1], node.inputs[1], scale, True, capped)
+    scores, scale, capped = found
+    query, key = scores.inputs
+    return _Attention(node.name, query, key, node.inputs[1], scale, True, capped)
 
 
-def _through(network: Network, node: Node, kinds: tuple[type, ...]) -> Node:
-    while isinstance(node.operation, kinds):
-        node = network.node(node.inputs[0])
-    return node
-
-
-def _factor(network: Network, node: Node) -> float | None:
-    """By what a step between scores and softmax multiplies; None for a step of another kind."""
+def _scores(network: Network, node: Node, constants: Mapping[str, Tensor]) -> tuple[Node, float, bool] | None:
+    """The product of queries and keys behind what a softmax takes, the factor on it, and whether Tanh caps it."""
+    moving = [network.node(name) for name in node.inputs if name not in constants]
+    factor, capped = 1.0, False
     match node.operation:
-        case op.Scale(factor=factor):
-            return float(factor)
-        case op.Cast() | op.Add() | op.Elementwise(name="where") | op.Tanh():
-            return 1.0  # the mask, or a cap on the scores
-        case op.Multiply() | op.Divide() as operation:
-            other = network.node(node.inputs[1])
-            if isinstance(other.operation, op.Parameter):
-                value = network.parameters[other.operation.value]
-                if value.numel() == 1:
-                    return float(value) if isinstance(operation, op.Multiply) else 1 / float(value)
-    return None
+        case op.MatMul() if len(moving) == 2:
+            return node, 1.0, False
+        case op.Scale(factor=given):
+            factor = float(given)
+        case op.Multiply() | op.Divide() as operation if len(moving) == 1:
+            value = constants[next(name for name in node.inputs if name in constants)]
+            if value.numel() == 1:
+                factor = float(value) if isinstance(operation, op.Multiply) else 1 / float(value)
+            elif not bool(((value == 0) | (value == 1)).all()):  # a mask
+                return None
+        case op.Tanh():
+            capped = True
+        case (
+            op.Cast() | op.Add() | op.Elementwise(name="where")
+        ):  # what is added is a mask or a bias of positions
+            pass
+        case _:
+            return None
+    behind = (_scores(network, each, constants) for each in moving if len(each.shape) == len(node.shape))
+    found = next((each for each in behind if each), None)
+    return found and (found[0], factor * found[1], capped or found[2])
 
 
 # ---- reading projections -----------------------------------------------------------------------------------
@@ -233,8 +238,8 @@ class _Reader:
         key = self._projection(attention.key, notes, attention.keys_transposed)
         value = self._projection(attention.value, notes)
         target, outputs = self._output(node, notes)
-        known = query or value
-        if len(node.shape) != 4 or known is None:
+        known = query or value or key
+        if len(node.shape) != 4:
             return []
         dtype = getattr(torch, self.dtypes[attention.name])
         rotary = any(_depends_on_position(each) for each in (query, key) if each)
@@ -254,7 +259,9 @@ class _Reader:
             for form in (qk, ov):
                 if form and not (form.left.isfinite().all() and form.right.isfinite().all()):
                     raise NonFiniteError(f"the weights of head {index} of {node.name!r} are NaN or infinite")
-            head = AttentionHead(attention.name, index, place, known.source, target, qk, ov, rotary)
+            head = AttentionHead(
+                attention.name, index, place, known.source if known else "", target, qk, ov, rotary
+            )
             result.append(replace(head, offset=self.offset if rotary else 0, notes=tuple(notes)))
         return result
 
@@ -280,10 +287,12 @@ class _Reader:
         while True:
             node = self.network.node(max(needed, key=self.position.__getitem__))
             moving = [each for each in node.inputs if each in self.moving]
-            # The first value that everything comes from, unless it is the gain or the bias of a norm written out.
+            # The first value that everything comes from, unless it is the gain or the bias of a norm written out, or
+            # has all positions in one axis.
             projected = any(isinstance(each.operation, _PROJECTING) for each in region)
+            merged = isinstance(node.operation, op.Reshape) and len(node.shape) == 2
             gain = len(moving) == 1 and isinstance(node.operation, _GAINS)
-            if len(needed) == 1 and projected and not gain:
+            if len(needed) == 1 and projected and not (gain or merged):
                 break
             if not isinstance(node.operation, _AFFINE) or (
                 len(moving) > 1 and not isinstance(node.operation, _JOINING)
@@ -298,16 +307,27 @@ class _Reader:
         if len(start.shape) != 3 or start.shape[0] is not None:
             notes.append(f"{start.name!r} is no stream of shape (batch, time, d): it has shape {start.shape}")
             return None
-        region.reverse()
-        width = start.shape[-1] or 0
-        columns = self._run(start, sorted(region, key=lambda each: self.position[each.name]), name, width)
-        # (d + 1, heads, time, width) -> weight (heads, time, width, d) and bias
+        region.sort(key=lambda each: self.position[each.name])
+        time, width = start.shape[1] or 1, start.shape[2] or 1
+        if not _free_batch(region):
+            notes.append(f"{name!r} has a fixed batch size or mixes the samples of a batch")
+            return None
+        basis = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
+        columns = self._run(start, region, basis[:, None].expand(-1, time, -1))
+        probe = torch.randn(2, time, width, generator=torch.Generator().manual_seed(0)).double()
+        values = self._run(start, region, probe)
+        if transposed:
+            columns, values = columns.mT, values.mT
         if columns.ndim != 4:
             notes.append(f"{name!r} has {columns.ndim} axes, not batch, heads, time and width")
             return None
-        if transposed:
-            columns = columns.mT
+        # (d + 1, heads, time, width) -> weight (heads, time, width, d) and bias (heads, time, width)
         bias, weight = columns[0], (columns[1:] - columns[:1]).permute(1, 2, 3, 0)
+        if weight.shape[1] != time or not _agree(
+            values, torch.einsum("htwd,btd->bhtw", weight, probe) + bias
+        ):
+            notes.append(f"{name!r} is no map of each position of {start.name!r} alone")
+            return None
         norm = start.operation
         if isinstance(norm, op.LayerNorm | op.RMSNorm):
             held = self.network.weights(start)
@@ -317,53 +337,60 @@ class _Reader:
                 weight = weight * held["weight"]
         return _Projection(start.name, weight, bias)
 
-    def _run(self, start: Node, region: list[Node], name: str, width: int) -> Tensor:
-        """The value `name` for zero and for every basis vector at all positions of the stream."""
-        basis = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
-        shape = [size or 1 for size in start.shape[1:-1]]
+    def _run(self, start: Node, region: Sequence[Node], inputs: Tensor) -> Tensor:
+        """The value of the last node of a region for values of `start`, some at a time."""
         results = []
-        for rows in basis.split(_COLUMNS):
-            values = {start.name: rows.reshape(-1, *[1] * len(shape), width).expand(-1, *shape, -1)}
+        for rows in inputs.split(_COLUMNS):
+            values = {start.name: rows}
             for node in region:
-                inputs = tuple(
-                    values[each] if each in values else self._constant(each) for each in node.inputs
+                taken = tuple(
+                    values[each] if each in values else self.constants[each] for each in node.inputs
                 )
-                values[node.name] = node.operation.evaluate(inputs, self.network.weights(node))
-            results.append(values[name])
+                values[node.name] = node.operation.evaluate(taken, self.network.weights(node))
+            results.append(values[region[-1].name])
         return torch.cat(results)
-
-    def _constant(self, name: str) -> Tensor:
-        return self.constants[name]
 
     def _output(self, node: Node, notes: list[str]) -> tuple[str, Tensor | None]:
         """The chain of linear maps after the heads: its last node, and W_O of every head, (heads, d, width)."""
         chain: list[Node] = []
-        last, linear = node, 0
+        last = node
         while len(users := self.network.consumers[last.name]) == 1:
             (last,) = users
             moving = [name for name in last.inputs if name in self.moving]
             if not isinstance(last.operation, _AFFINE) or len(moving) != 1:
                 break
             chain.append(last)
-            linear = len(chain) if isinstance(last.operation, op.Linear) else linear
-        chain = chain[:linear]
-        if not chain:
-            notes.append(f"no Linear follows {node.name!r}")
+        while chain and len(chain[-1].shape) != 3:
+            chain.pop()
+        if not any(isinstance(each.operation, _PROJECTING) for each in chain):
+            notes.append(f"no linear map follows {node.name!r}")
+            return node.name, None
+        if not _free_batch(chain):
+            notes.append(f"{chain[-1].name!r} has a fixed batch size or mixes the samples of a batch")
             return node.name, None
         _, heads, time, width = (size or 1 for size in node.shape)
         count = heads * width
         basis = torch.cat([torch.zeros(1, count), torch.eye(count)]).double().reshape(-1, heads, 1, width)
-        results = []
-        for rows in basis.split(_COLUMNS):
-            values = {node.name: rows.expand(-1, -1, time, -1)}
-            for each in chain:
-                inputs = tuple(
-                    values[name] if name in values else self._constant(name) for name in each.inputs
-                )
-                values[each.name] = each.operation.evaluate(inputs, self.network.weights(each))
-            results.append(values[chain[-1].name])
-        columns = torch.cat(results).flatten(1, -2)[:, 0]
-        return chain[-1].name, (columns[1:] - columns[:1]).unflatten(0, (heads, width)).mT
+        columns = self._run(node, chain, basis.expand(-1, -1, time, -1))
+        weight = columns[1:, 0] - columns[:1, 0]
+        probe = torch.randn(2, heads, time, width, generator=torch.Generator().manual_seed(0)).double()
+        expected = probe.transpose(1, 2).flatten(2)
+        if not _agree(self._run(node, chain, probe), expected @ weight + columns[:1, :1]):
+            notes.append(f"{chain[-1].name!r} mixes positions: no output matrix")
+            return node.name, None
+        return chain[-1].name, weight.unflatten(0, (heads, width)).mT
+
+
+def _free_batch(nodes: Sequence[Node]) -> bool:
+    return all(
+        node.shape[:1] == (None,)
+        and not (isinstance(node.operation, op.Reshape) and node.operation.shape[0] != -1)
+        for node in nodes
+    )
+
+
+def _agree(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and bool((got - expected).abs().max() <= 1e-9 * expected.abs().max())
 
 
 def _depends_on_position(projection: _Projection) -> bool:
