@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from interp.decomposition import Decomposition
+    from weightspace.network import Network
 
 app = typer.Typer(add_completion=False)
 
@@ -18,6 +21,14 @@ def decompose(
         Path, typer.Argument(help="Network with one bilinear layer: .safetensors, .pt, .onnx, .pt2")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write to; made if it is missing.")],
+    layer: Annotated[
+        str | None,
+        typer.Option(help="A bilinear or gated layer inside the network, by the name of its product."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="File with one tensor of network inputs; needed for gates such as SwiGLU."),
+    ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Eigenvectors to keep for every output.")] = None,
     architecture: Annotated[
         str | None, typer.Option(help="file.py:function that returns the module, run as it is, or a .json")
@@ -25,11 +36,11 @@ def decompose(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write the eigenvalues and eigenvectors of a bilinear layer: what each output looks for in the input."""
-    from interp.decomposition import decompose as decompose_network
     from weightspace.errors import OutputError
     from weightspace.reading import read
 
-    decomposition = decompose_network(read(file, architecture=architecture), top=top)
+    inputs = None if data is None else _inputs(data)
+    decomposition = _decompose(read(file, architecture=architecture), layer, inputs, top)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -50,6 +61,51 @@ def decompose(
         typer.echo(f"  ... {len(decomposition.values) - 20} more outputs")
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+def _inputs(path: Path) -> "Tensor":
+    """The only tensor of a file."""
+    from weightspace.checkpoint import open_checkpoint
+    from weightspace.errors import CheckpointError
+
+    checkpoint = open_checkpoint(path)
+    if len(checkpoint) != 1:
+        raise CheckpointError(
+            f"{path}: --data takes a file with one tensor, the network's inputs; this one has {len(checkpoint)}"
+        )
+    return checkpoint.tensor(checkpoint.names[0])
+
+
+def _decompose(
+    network: "Network", layer: str | None, inputs: "Tensor | None", top: int | None
+) -> "Decomposition":
+    """Decompose the whole network, or one layer of it; an error about the whole lists the layers there are."""
+    from interp.decomposition import decompose as decompose_network
+    from interp.sites import find_sites
+    from weightspace.errors import ArchitectureError, UnsupportedOperationError
+
+    if layer is None:
+        try:
+            return decompose_network(network, top=top, data=inputs)
+        except (ArchitectureError, UnsupportedOperationError) as error:
+            names = [f"{site.name} ({'+'.join(site.gates) or 'bilinear'})" for site in find_sites(network)]
+            if not names:
+                raise
+            listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+            raise type(error)(f"{error}; one layer of it: --layer with one of {listed}") from error
+    sites = {site.name: site for site in find_sites(network)}
+    if layer not in sites:
+        raise ArchitectureError(
+            f"no bilinear or gated layer is named {layer!r}; there are {', '.join(sites) or 'none'}"
+        )
+    site = sites[layer]
+    if site.gates and inputs is None:
+        raise UnsupportedOperationError(
+            f"{layer!r} is gated by {'+'.join(site.gates)}, which has no exact form: give inputs of the network with "
+            "--data; the residual of the bilinear part is then reported"
+        )
+    activations = None if inputs is None else site.activations(network, inputs)
+    return decompose_network(site.network, top=top, data=activations)
 
 
 def _write(decomposition: "Decomposition", folder: Path, source: str) -> list[Path]:

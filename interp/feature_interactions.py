@@ -30,6 +30,11 @@ class FeatureInteractions:
     _outputs: Tensor
     _inputs: Tensor
 
+    @property
+    def features(self) -> int:
+        """Number of input features n."""
+        return len(self._inputs)
+
     def matrix(self, output: int) -> Tensor:
         """Return all interactions on one output feature, symmetric, (n, n)."""
         return _matrix(self._form, self._outputs[output], self._inputs)
