@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from interp.attention_patterns import Attention, find_attention
 from interp.factored_form import FactoredForm
-from weightspace import operations as op
+from interp.projections import ProjectionReader
 from weightspace.errors import NonFiniteError, ShapeError
-from weightspace.network import Network, Node
+from weightspace.network import Network
 from weightspace.reading import as_network
-
-_AFFINE = (
-    op.Linear, op.Scale, op.Cast, op.Add, op.Subtract, op.Multiply, op.Divide, op.Reshape, op.Flatten, op.Permute,
-    op.Unsqueeze, op.Squeeze, op.Expand, op.Slice, op.Select, op.Concat, op.Stack, op.Conv, op.MatMul, op.Einsum,
-    op.Item, op.Gather,
-)  # fmt: skip
-_JOINING = (op.Add, op.Subtract, op.Concat, op.Stack)
-_PROJECTING = (op.Linear, op.MatMul, op.Conv, op.Einsum)
-_GAINS = (op.Multiply, op.Scale, op.Cast, op.Add)
-_COLUMNS = 256  # basis vectors that are run through the projections at once
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,8 +23,8 @@ class AttentionHead:
     Attributes:
         name: of the node that attends, or multiplies scores with values.
         index: of the head there; `key_value` that of the keys and values it reads (fewer under GQA).
-        source: the node that holds x, "" if there is none; the gain and bias of a norm there are part of the matrices, so that x stands for
-            the normalized values.
+        source: the node that holds x, "" if there is none; the gain and bias of a norm there are part of the matrices,
+            so that x stands for the normalized values.
         target: the node that holds the sum of all heads' outputs.
         qk: $M_{QK} = s W_Q^\top W_K$, scale s included, padded where there are biases; None if `notes` says why.
         ov: $M_{OV} = W_O W_V$, biases left out; None if `notes` says why.
@@ -100,13 +91,53 @@ def find_heads(
     """
     network = as_network(model, example_inputs)
     exact = network.astype(torch.float64)
-    reader = _Reader(exact, {node.name: node.dtype for node in network.nodes}, offset)
+    reader = ProjectionReader(exact)
     heads: list[AttentionHead] = []
     with torch.no_grad():
         for node in exact.nodes:
-            if attention := _attention(exact, node, reader.constants):
-                heads += reader.heads(attention)
+            attention = find_attention(exact, node, reader.constants)
+            if attention and len(node.shape) == 4:
+                heads += _heads(reader, attention, offset, getattr(torch, network.node(node.name).dtype))
     return tuple(heads)
+
+
+def _heads(
+    reader: ProjectionReader, attention: Attention, offset: int, dtype: torch.dtype
+) -> list[AttentionHead]:
+    node = reader.network.node(attention.name)
+    notes: list[str] = []
+    if attention.capped:
+        notes.append(f"a Tanh caps the scores of {node.name!r}: QK holds for small ones")
+    query = reader.projection(attention.query, notes)
+    key = reader.projection(attention.key, notes, attention.keys_transposed)
+    value = reader.projection(attention.value, notes)
+    target, outputs = reader.output(node, notes)
+    if query and key and query.source != key.source:
+        notes.append(f"queries read {query.source!r} and keys {key.source!r}: no form on one stream")
+    rotary = any(each.depends_on_position for each in (query, key) if each)
+    known, group, count = query or value or key, key or value, node.shape[1] or 0
+    result = []
+    for index in range(count):
+        qk = ov = None
+        place = index * len(group.weight) // count if group else index
+        if query and key and query.source == key.source:
+            scale = query.weight.shape[2] ** -0.5 if attention.scale is None else attention.scale
+            qk = _scores(query.at(index, offset), key.at(place, 0), scale, dtype)
+        if value and outputs is not None:
+            ov = FactoredForm(outputs[index].mT, value.weight[place, 0], dtype=dtype)
+        for form in (qk, ov):
+            if form and not (form.left.isfinite().all() and form.right.isfinite().all()):
+                raise NonFiniteError(f"the weights of head {index} of {node.name!r} are NaN or infinite")
+        head = AttentionHead(node.name, index, place, known.source if known else "", target, qk, ov, rotary)
+        result.append(replace(head, offset=offset if rotary else 0, notes=tuple(notes)))
+    return result
+
+
+def _scores(query: Tensor, key: Tensor, scale: float, dtype: torch.dtype) -> FactoredForm:
+    """The form of padded queries and keys (width, d + 1); the padding is dropped where there is no bias."""
+    padded = bool(query[:, -1].any() or key[:, -1].any())
+    left, right = (factor if padded else factor[:, :-1] for factor in (query, key))
+    return FactoredForm(left * scale, right, padded, dtype)
 
 
 def compose_heads(heads: Sequence[AttentionHead]) -> CompositionScores:
@@ -139,260 +170,3 @@ def _unpadded(form: FactoredForm) -> FactoredForm:
     if not form.padded:
         return form
     return replace(form, left=form.left[:, :-1], right=form.right[:, :-1], padded=False)
-
-
-# ---- finding attention -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Attention:
-    """Names of queries and keys (batch, heads, time, width), values, and of the result; the scale of the scores."""
-
-    name: str
-    query: str
-    key: str
-    value: str
-    scale: float | None
-    keys_transposed: bool
-    capped: bool = False
-
-
-def _attention(network: Network, node: Node, constants: Mapping[str, Tensor]) -> _Attention | None:
-    if isinstance(node.operation, op.Attention):
-        query, key, value = node.inputs[:3]
-        return _Attention(node.name, query, key, value, node.operation.scale, False)
-    if not isinstance(node.operation, op.MatMul):
-        return None
-    weights = network.node(node.inputs[0])
-    while isinstance(weights.operation, op.Cast):
-        weights = network.node(weights.inputs[0])
-    found = None
-    if isinstance(weights.operation, op.Softmax):
-        found = _scores(network, network.node(weights.inputs[0]), constants)
-    if found is None:
-        return None
-    scores, scale, capped = found
-    query, key = scores.inputs
-    return _Attention(node.name, query, key, node.inputs[1], scale, True, capped)
-
-
-def _scores(network: Network, node: Node, constants: Mapping[str, Tensor]) -> tuple[Node, float, bool] | None:
-    """The product of queries and keys behind what a softmax takes, the factor on it, and whether Tanh caps it."""
-    moving = [network.node(name) for name in node.inputs if name not in constants]
-    factor, capped = 1.0, False
-    match node.operation:
-        case op.MatMul() if len(moving) == 2:
-            return node, 1.0, False
-        case op.Scale(factor=given):
-            factor = float(given)
-        case op.Multiply() | op.Divide() as operation if len(moving) == 1:
-            value = constants[next(name for name in node.inputs if name in constants)]
-            if value.numel() == 1:
-                factor = float(value) if isinstance(operation, op.Multiply) else 1 / float(value)
-            elif not bool(((value == 0) | (value == 1)).all()):  # a mask
-                return None
-        case op.Tanh():
-            capped = True
-        case (
-            op.Cast() | op.Add() | op.Elementwise(name="where")
-        ):  # what is added is a mask or a bias of positions
-            pass
-        case _:
-            return None
-    behind = (_scores(network, each, constants) for each in moving if len(each.shape) == len(node.shape))
-    found = next((each for each in behind if each), None)
-    return found and (found[0], factor * found[1], capped or found[2])
-
-
-# ---- reading projections -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Projection:
-    """An affine map from the stream to heads: weight (heads, time, width, d), bias (heads, time, width)."""
-
-    source: str
-    weight: Tensor
-    bias: Tensor
-
-
-class _Reader:
-    def __init__(self, network: Network, dtypes: dict[str, str], offset: int):
-        self.network, self.dtypes, self.offset = network, dtypes, offset
-        self.position = {node.name: index for index, node in enumerate(network.nodes)}
-        self.moving: set[str] = set()
-        self.constants: dict[str, Tensor] = {}
-        for node in network.nodes:
-            if isinstance(node.operation, op.Input) or any(name in self.moving for name in node.inputs):
-                self.moving.add(node.name)
-            else:
-                inputs = tuple(self.constants[name] for name in node.inputs)
-                self.constants[node.name] = node.operation.evaluate(inputs, network.weights(node))
-
-    def heads(self, attention: _Attention) -> list[AttentionHead]:
-        node = self.network.node(attention.name)
-        notes = (
-            [f"a Tanh caps the scores of {node.name!r}: QK holds for small ones"] if attention.capped else []
-        )
-        query = self._projection(attention.query, notes)
-        key = self._projection(attention.key, notes, attention.keys_transposed)
-        value = self._projection(attention.value, notes)
-        target, outputs = self._output(node, notes)
-        known = query or value or key
-        if len(node.shape) != 4:
-            return []
-        dtype = getattr(torch, self.dtypes[attention.name])
-        rotary = any(_depends_on_position(each) for each in (query, key) if each)
-        result = []
-        count = node.shape[1] or 0
-        if query and key and query.source != key.source:
-            notes.append(f"queries read {query.source!r} and keys {key.source!r}: no form on one stream")
-        for index in range(count):
-            qk = ov = None
-            group = key or value
-            place = index * len(group.weight) // count if group else index
-            if query and key and query.source == key.source:
-                scale = query.weight.shape[2] ** -0.5 if attention.scale is None else attention.scale
-                qk = self._qk(query, key, index, place, scale, dtype)
-            if value and outputs is not None:
-                ov = FactoredForm(outputs[index].mT, value.weight[place, 0], dtype=dtype)
-            for form in (qk, ov):
-                if form and not (form.left.isfinite().all() and form.right.isfinite().all()):
-                    raise NonFiniteError(f"the weights of head {index} of {node.name!r} are NaN or infinite")
-            head = AttentionHead(
-                attention.name, index, place, known.source if known else "", target, qk, ov, rotary
-            )
-            result.append(replace(head, offset=self.offset if rotary else 0, notes=tuple(notes)))
-        return result
-
-    def _qk(
-        self, query: _Projection, key: _Projection, index: int, place: int, scale: float, dtype: torch.dtype
-    ) -> FactoredForm:
-        time = query.weight.shape[1]
-        if self.offset >= time or self.offset < 0:
-            raise ShapeError(
-                f"offset {self.offset} needs a trace with more than {self.offset} positions; this one has {time}: "
-                "give longer example inputs"
-            )
-        factors = []
-        for each, head, position in ((query, index, self.offset), (key, place, 0)):
-            factors.append(torch.cat([each.weight[head, position], each.bias[head, position, :, None]], 1))
-        padded = bool(query.bias.any() or key.bias.any())
-        left, right = (factor if padded else factor[:, :-1] for factor in factors)
-        return FactoredForm(left * scale, right, padded, dtype)
-
-    def _projection(self, name: str, notes: list[str], transposed: bool = False) -> _Projection | None:
-        """The affine map from the stream to the value `name`, by walking back to where everything comes from."""
-        needed, region = {name}, []
-        while True:
-            node = self.network.node(max(needed, key=self.position.__getitem__))
-            moving = [each for each in node.inputs if each in self.moving]
-            # The first value that everything comes from, unless it is the gain or the bias of a norm written out, or
-            # has all positions in one axis.
-            projected = any(isinstance(each.operation, _PROJECTING) for each in region)
-            merged = isinstance(node.operation, op.Reshape) and len(node.shape) == 2
-            gain = len(moving) == 1 and isinstance(node.operation, _GAINS)
-            if len(needed) == 1 and projected and not (gain or merged):
-                break
-            if not isinstance(node.operation, _AFFINE) or (
-                len(moving) > 1 and not isinstance(node.operation, _JOINING)
-            ):
-                notes.append(
-                    f"{node.operation.kind} at {node.name!r} stands before {name!r}: no linear map of the stream"
-                )
-                return None
-            needed = needed - {node.name} | set(moving)
-            region.append(node)
-        start = node
-        if len(start.shape) != 3 or start.shape[0] is not None:
-            notes.append(f"{start.name!r} is no stream of shape (batch, time, d): it has shape {start.shape}")
-            return None
-        region.sort(key=lambda each: self.position[each.name])
-        time, width = start.shape[1] or 1, start.shape[2] or 1
-        if not _free_batch(region):
-            notes.append(f"{name!r} has a fixed batch size or mixes the samples of a batch")
-            return None
-        basis = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
-        columns = self._run(start, region, basis[:, None].expand(-1, time, -1))
-        probe = torch.randn(2, time, width, generator=torch.Generator().manual_seed(0)).double()
-        values = self._run(start, region, probe)
-        if transposed:
-            columns, values = columns.mT, values.mT
-        if columns.ndim != 4:
-            notes.append(f"{name!r} has {columns.ndim} axes, not batch, heads, time and width")
-            return None
-        # (d + 1, heads, time, width) -> weight (heads, time, width, d) and bias (heads, time, width)
-        bias, weight = columns[0], (columns[1:] - columns[:1]).permute(1, 2, 3, 0)
-        if weight.shape[1] != time or not _agree(
-            values, torch.einsum("htwd,btd->bhtw", weight, probe) + bias
-        ):
-            notes.append(f"{name!r} is no map of each position of {start.name!r} alone")
-            return None
-        norm = start.operation
-        if isinstance(norm, op.LayerNorm | op.RMSNorm):
-            held = self.network.weights(start)
-            if "bias" in held:
-                bias = bias + weight @ held["bias"]
-            if "weight" in held:
-                weight = weight * held["weight"]
-        return _Projection(start.name, weight, bias)
-
-    def _run(self, start: Node, region: Sequence[Node], inputs: Tensor) -> Tensor:
-        """The value of the last node of a region for values of `start`, some at a time."""
-        results = []
-        for rows in inputs.split(_COLUMNS):
-            values = {start.name: rows}
-            for node in region:
-                taken = tuple(
-                    values[each] if each in values else self.constants[each] for each in node.inputs
-                )
-                values[node.name] = node.operation.evaluate(taken, self.network.weights(node))
-            results.append(values[region[-1].name])
-        return torch.cat(results)
-
-    def _output(self, node: Node, notes: list[str]) -> tuple[str, Tensor | None]:
-        """The chain of linear maps after the heads: its last node, and W_O of every head, (heads, d, width)."""
-        chain: list[Node] = []
-        last = node
-        while len(users := self.network.consumers[last.name]) == 1:
-            (last,) = users
-            moving = [name for name in last.inputs if name in self.moving]
-            if not isinstance(last.operation, _AFFINE) or len(moving) != 1:
-                break
-            chain.append(last)
-        while chain and len(chain[-1].shape) != 3:
-            chain.pop()
-        if not any(isinstance(each.operation, _PROJECTING) for each in chain):
-            notes.append(f"no linear map follows {node.name!r}")
-            return node.name, None
-        if not _free_batch(chain):
-            notes.append(f"{chain[-1].name!r} has a fixed batch size or mixes the samples of a batch")
-            return node.name, None
-        _, heads, time, width = (size or 1 for size in node.shape)
-        count = heads * width
-        basis = torch.cat([torch.zeros(1, count), torch.eye(count)]).double().reshape(-1, heads, 1, width)
-        columns = self._run(node, chain, basis.expand(-1, -1, time, -1))
-        weight = columns[1:, 0] - columns[:1, 0]
-        probe = torch.randn(2, heads, time, width, generator=torch.Generator().manual_seed(0)).double()
-        expected = probe.transpose(1, 2).flatten(2)
-        if not _agree(self._run(node, chain, probe), expected @ weight + columns[:1, :1]):
-            notes.append(f"{chain[-1].name!r} mixes positions: no output matrix")
-            return node.name, None
-        return chain[-1].name, weight.unflatten(0, (heads, width)).mT
-
-
-def _free_batch(nodes: Sequence[Node]) -> bool:
-    return all(
-        node.shape[:1] == (None,)
-        and not (isinstance(node.operation, op.Reshape) and node.operation.shape[0] != -1)
-        for node in nodes
-    )
-
-
-def _agree(got: Tensor, expected: Tensor) -> bool:
-    return got.shape == expected.shape and bool((got - expected).abs().max() <= 1e-9 * expected.abs().max())
-
-
-def _depends_on_position(projection: _Projection) -> bool:
-    weight = projection.weight
-    return bool((weight - weight[:, :1]).abs().max() > 1e-9 * weight.abs().max())

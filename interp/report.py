@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from interp.decomposition import decompose
 from interp.plots import eigenvector_figure, image_shape
+from interp.sites import BilinearSite, find_sites
 from weightspace import operations as op
 from weightspace.errors import WeightspaceError
 from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
@@ -18,10 +19,17 @@ INTRODUCTION = (
 SHOWN = 3
 
 
+def _listed(name: str, sites: Sequence[BilinearSite]) -> Table:
+    """The layers that can be decomposed one by one where the whole network cannot."""
+    rows = [[f"{name}: {site.name}", "+".join(site.gates) or "none, exact", site.source] for site in sites]
+    return Table(["layer (weightspace decompose FILE --layer NAME)", "gate", "reads"], rows)
+
+
 def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     """Decompose the bilinear layer of every network that has a product of two values."""
     blocks: list[Block] = []
-    data, gaps = {}, []
+    data: dict[str, object] = {}
+    gaps = []
     for subject in subjects:
         network = subject.network
         if network is None or not any(
@@ -31,6 +39,12 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         try:
             decomposition = decompose(network)
         except WeightspaceError as error:
+            sites = find_sites(network)
+            if sites:
+                blocks.append(_listed(subject.name, sites))
+                data[subject.name] = {
+                    "layers": [{"name": site.name, "gates": list(site.gates)} for site in sites]
+                }
             gaps.append(Gap(subject.name, "bilinear layer", str(error)))
             continue
         values, ranks = decomposition.values, decomposition.effective_rank

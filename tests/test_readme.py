@@ -6,9 +6,10 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_python_block_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    exec(compile(block, "README.md", "exec"), {})
+def test_python_blocks_run(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
+    assert len(blocks) == 2
+    exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert "permutation groups" in capsys.readouterr().out
 
 

@@ -287,3 +287,36 @@ def test_transformers_architectures(name, heads, rotary):
         scores, _ = scores_and_values(network, values, head)
         got = torch.einsum("bi,ij,bj->b", stream[:, 3], head.qk.matrix(), stream[:, 2])
         torch.testing.assert_close(got, scores[:, head.index, 3, 2].double(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_multihead_attention_of_torch(batch_first):
+    torch.manual_seed(0)
+    block = (
+        nn.TransformerEncoderLayer(8, 2, batch_first=batch_first, norm_first=True, dropout=0.0)
+        .double()
+        .eval()
+    )
+    x = torch.randn(2, 5, 8, dtype=torch.float64)
+    first, second = interp.find_heads(block, x) if batch_first else (None, None)
+    if not batch_first:
+        first, second = interp.find_heads(Transposed(block), x)
+    query, key, value = block.self_attn.in_proj_weight.chunk(3)
+    gain = block.norm1.weight
+    for index, head in enumerate((first, second)):
+        rows = slice(4 * index, 4 * index + 4)
+        expected = (query[rows] * gain).T @ (key[rows] * gain) / 2
+        torch.testing.assert_close(head.qk.matrix()[:8, :8], expected.detach(), rtol=1e-10, atol=1e-12)
+        expected = block.self_attn.out_proj.weight[:, rows] @ (value[rows] * gain)
+        torch.testing.assert_close(head.ov.matrix(), expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+class Transposed(nn.Module):
+    """A block that takes time first, in a network that takes the batch first."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x):
+        return self.block(x.transpose(0, 1)).transpose(0, 1)
