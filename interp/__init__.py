@@ -34,9 +34,35 @@ if TYPE_CHECKING:
         FeatureInteractions as FeatureInteractions,
         find_interactions as find_interactions,
     )
+    from interp.finite_groups import (
+        FiniteGroup as FiniteGroup,
+    )
     from interp.frozen_norms import (
         FrozenNorms as FrozenNorms,
         freeze_norms as freeze_norms,
+    )
+    from interp.group_margins import (
+        MaximumMargin as MaximumMargin,
+        margin_ratio as margin_ratio,
+        maximum_margin as maximum_margin,
+    )
+    from interp.group_spectra import (
+        dominant_representations as dominant_representations,
+        fourier_spectrum as fourier_spectrum,
+        pair_spectrum as pair_spectrum,
+    )
+    from interp.group_tasks import (
+        GroupAnalysis as GroupAnalysis,
+        GroupData as GroupData,
+        analyze_group_task as analyze_group_task,
+        interaction_tensor as interaction_tensor,
+        isotypic_purity as isotypic_purity,
+        line_energy as line_energy,
+        split_products as split_products,
+    )
+    from interp.group_units import (
+        GroupUnits as GroupUnits,
+        describe_units as describe_units,
     )
     from interp.heads import (
         AttentionHead as AttentionHead,
@@ -55,6 +81,10 @@ if TYPE_CHECKING:
         SpectralSigns as SpectralSigns,
         diagnose_overfitting as diagnose_overfitting,
     )
+    from interp.partial_solutions import (
+        PartialSolution as PartialSolution,
+        find_partial_solutions as find_partial_solutions,
+    )
     from interp.polynomial import (
         Polynomial as Polynomial,
         expand as expand,
@@ -62,6 +92,11 @@ if TYPE_CHECKING:
     from interp.rank_accuracy import (
         RankAccuracy as RankAccuracy,
         measure_rank_accuracy as measure_rank_accuracy,
+    )
+    from interp.representations import (
+        Representation as Representation,
+        irreducible_representations as irreducible_representations,
+        isotypic_projectors as isotypic_projectors,
     )
     from interp.sites import (
         BilinearSite as BilinearSite,
@@ -105,14 +140,21 @@ _EXPORTS = {
     "Decomposition": "interp.decomposition",
     "FactoredForm": "interp.factored_form",
     "FeatureInteractions": "interp.feature_interactions",
+    "FiniteGroup": "interp.finite_groups",
     "FrozenNorms": "interp.frozen_norms",
     "Gaussian": "interp.tensor_similarity",
+    "GroupAnalysis": "interp.group_tasks",
+    "GroupData": "interp.group_tasks",
+    "GroupUnits": "interp.group_units",
     "HOSVD": "interp.tensor_spectra",
     "MaskEffect": "interp.masks",
+    "MaximumMargin": "interp.group_margins",
     "OverfittingDiagnosis": "interp.overfitting",
     "PairIntervention": "interp.token_interactions",
+    "PartialSolution": "interp.partial_solutions",
     "Polynomial": "interp.polynomial",
     "RankAccuracy": "interp.rank_accuracy",
+    "Representation": "interp.representations",
     "Similarity": "interp.tensor_similarity",
     "SpectralComparison": "interp.spectral_comparison",
     "SpectralSigns": "interp.overfitting",
@@ -121,22 +163,36 @@ _EXPORTS = {
     "TruncatedStack": "interp.bond_truncation",
     "Unfolding": "interp.depth",
     "adversarial_masks": "interp.masks",
+    "analyze_group_task": "interp.group_tasks",
     "compare_spectra": "interp.spectral_comparison",
     "compose_heads": "interp.heads",
     "confirm_interactions": "interp.token_interactions",
     "decompose": "interp.decomposition",
+    "describe_units": "interp.group_units",
     "diagnose_overfitting": "interp.overfitting",
+    "dominant_representations": "interp.group_spectra",
     "expand": "interp.polynomial",
     "find_adapters": "interp.adapters",
     "find_heads": "interp.heads",
     "find_interactions": "interp.feature_interactions",
+    "find_partial_solutions": "interp.partial_solutions",
     "find_sites": "interp.sites",
+    "fourier_spectrum": "interp.group_spectra",
     "freeze_norms": "interp.frozen_norms",
     "hosvd": "interp.tensor_spectra",
+    "interaction_tensor": "interp.group_tasks",
+    "irreducible_representations": "interp.representations",
+    "isotypic_projectors": "interp.representations",
+    "isotypic_purity": "interp.group_tasks",
+    "line_energy": "interp.group_tasks",
+    "margin_ratio": "interp.group_margins",
+    "maximum_margin": "interp.group_margins",
     "measure_masks": "interp.masks",
     "measure_rank_accuracy": "interp.rank_accuracy",
+    "pair_spectrum": "interp.group_spectra",
     "read_interactions": "interp.token_interactions",
     "similarity": "interp.tensor_similarity",
+    "split_products": "interp.group_tasks",
     "train_classifier": "interp.classifier_training",
     "truncate_bonds": "interp.bond_truncation",
     "unfold": "interp.depth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +47,12 @@ def train_classifier(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.5,
     noise: float = 0.4,
+    betas: tuple[float, float] = (0.9, 0.999),
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     progress: bool = True,
     generator: torch.Generator | None = None,
 ) -> ClassifierRun:
-    r"""Minimize the cross-entropy with AdamW, a cosine schedule per epoch and Gaussian noise on the input.
+    r"""Minimize a loss with AdamW, a cosine schedule per epoch and Gaussian noise on the input.
 
     The defaults are the published recipe for bilinear networks on MNIST, $x + \mathcal{N}(0, 0.4^2)$ and
     weight decay 0.5. The model is trained in place, in its own dtype, on its own device.
@@ -60,6 +63,9 @@ def train_classifier(
         test: inputs and classes that are only looked at after training.
         batch_size: None is one batch of everything, in order.
         noise: standard deviation $\sigma$ of the noise that every batch gets anew.
+        betas: of AdamW. A second below 0.999 forgets old gradients sooner: late in training without noise it
+            lets weight decay, rather than the size of past steps, decide between weights.
+        loss: of the logits and the classes of a batch, its mean; None is the cross-entropy.
         generator: of the order of the samples and of the noise, on the CPU; None is a new one with seed 0.
     Raises:
         ShapeError: x and y have different lengths, or noise is asked of tokens.
@@ -77,7 +83,10 @@ def train_classifier(
     device = next(model.parameters()).device
     x, y = x.to(device), y.to(device)
     generator = generator or torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+    )
+    criterion = loss or _cross_entropy
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     losses = torch.zeros(epochs)
     model.train()
@@ -91,11 +100,11 @@ def train_classifier(
                 inputs = inputs + noise * torch.randn(
                     inputs.shape, dtype=inputs.dtype, generator=generator
                 ).to(device)
-            loss = _cross_entropy(model(inputs), y[rows])
+            value = criterion(model(inputs), y[rows])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value.backward()
             optimizer.step()
-            total += loss.detach() * (len(inputs) / len(x))
+            total += value.detach() * (len(inputs) / len(x))
         schedule.step()
         losses[epoch] = total.cpu()
         if not bool(losses[epoch].isfinite()):

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.deferred import DeferredTensors, templates
 from weightspace.errors import CheckpointError, OutputError
 from weightspace.result import write_atomically
 
@@ -34,6 +35,7 @@ _DTYPES = {
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
+_DTYPE_NAMES = {getattr(torch, name): code for code, name in _DTYPES.items() if hasattr(torch, name)}
 # Entries of a training checkpoint that hold tensors but no weights.
 _NO_WEIGHTS = re.compile(r"optim|sched|scaler|rng|callbacks|loops", re.IGNORECASE)
 
@@ -148,46 +150,65 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 def write_safetensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a `.safetensors` file, whole or not at all (`write_atomically`).
+    """Write a `.safetensors` file, whole or not at all (`write_atomically`), one tensor after the other.
 
-    Tensors on other devices are copied to the CPU; those that share storage or are not contiguous are cloned,
-    since the format stores every name on its own.
+    Layout: the length of the header (8 bytes, little-endian), the header (JSON: name -> dtype, shape and place,
+    filled up with spaces to a multiple of 8), then the entries of every tensor in row-major order, tensors of large
+    entries first, so that all are aligned. Those that are deferred (`DeferredTensors`), not contiguous or on
+    another device are in memory one at a time.
 
     Raises:
         OutputError: the file cannot be written, or a tensor or metadata entry has no place in the format.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise OutputError(f"cannot write {str(path)!r}: metadata maps str to str; {key!r} is {value!r}")
-    seen: set[int] = set()
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    known = templates(tensors)
+    for name, tensor in known.items():
         if not isinstance(name, str) or name == "__metadata__" or not isinstance(tensor, Tensor):
             raise OutputError(
                 f"cannot write {str(path)!r}: {name!r} ({type(tensor).__name__}) is no named tensor"
             )
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        dense = tensor.layout == torch.strided and not tensor.is_quantized
+        if not dense or (tensor.is_meta and not isinstance(tensors, DeferredTensors)):
             raise OutputError(
                 f"cannot write {str(path)!r}: tensor {name!r} is not dense; convert it with to_dense()"
             )
-        tensor = tensor.detach().cpu()
-        storage = tensor.untyped_storage()
-        whole = tensor.is_contiguous() and storage.nbytes() == tensor.numel() * tensor.element_size()
-        if not whole or tensor.is_conj() or tensor.is_neg() or storage.data_ptr() in seen:
-            tensor = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
-        seen.add(tensor.untyped_storage().data_ptr())
-        stored[name] = tensor
-    with write_atomically(path) as temporary:
-        try:
-            save_file(stored, temporary, metadata=dict(metadata) if metadata else None)
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            reason = _one_line(str(error))
+        if tensor.dtype not in _DTYPE_NAMES:
             raise OutputError(
-                f"cannot write {str(path)!r}: {reason}; free space or convert that tensor"
-            ) from error
+                f"cannot write {str(path)!r}: tensor {name!r} has dtype {tensor.dtype}, which has no place in "
+                "safetensors; convert it"
+            )
+    order = sorted(known, key=lambda name: (-known[name].element_size(), name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + known[name].numel() * known[name].element_size()
+        header[name] = {
+            "dtype": _DTYPE_NAMES[known[name].dtype],
+            "shape": list(known[name].shape),
+            "data_offsets": [start, end],
+        }
+    try:
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise OutputError(f"cannot write {str(path)!r}: a name is no Unicode text ({error})") from error
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAXIMUM_HEADER_BYTES:
+        raise OutputError(
+            f"cannot write {str(path)!r}: its header would take {len(text):,} bytes of at most "
+            f"{MAXIMUM_HEADER_BYTES:,}; shorten the metadata"
+        )
+    with write_atomically(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            tensor = tensors[name].detach().cpu().resolve_conj().resolve_neg().contiguous()
+            if (tensor.shape, tensor.dtype) != (known[name].shape, known[name].dtype):
+                raise OutputError(
+                    f"cannot write {str(path)!r}: tensor {name!r} became {tuple(tensor.shape)} {tensor.dtype}, "
+                    f"not {tuple(known[name].shape)} {known[name].dtype}; please report this"
+                )
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 # ---- which kind ------------------------------------------------------------------------------------------

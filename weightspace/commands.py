@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +22,15 @@ Architecture = Annotated[
 Activation = Annotated[str | None, typer.Option(help="Nonlinearity of a bare state dict (default relu).")]
 Layout = Annotated[str | None, typer.Option(help="out-in or in-out: how a bare state dict stores matrices.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+LowMemory = Annotated[
+    bool | None,
+    typer.Option(
+        "--low-memory/--in-memory", help="A few tensors at a time, slower; default from 1 GB of files on."
+    ),
+]
 
 LARGE = 50_000_000  # weights from which on `diff` aligns only when asked to
+DEFERRED_FROM = 2**30  # bytes of all files from which on `align` and `merge` hold a few tensors only
 
 
 def emit(data: dict[str, Any], text: str, as_json: bool) -> None:
@@ -205,6 +213,18 @@ def _difference_table(found: Any, after: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def defers(files: Sequence[Path], low_memory: bool | None) -> bool:
+    """Whether to hold a few tensors at a time; then the memory that they took is given back at once."""
+    from weightspace.deferred import return_freed_memory
+
+    if low_memory is None:
+        parts = (part for file in files for part in (file.rglob("*") if file.is_dir() else [file]))
+        low_memory = sum(part.stat().st_size for part in parts if part.is_file()) >= DEFERRED_FROM
+    if low_memory:
+        return_freed_memory()
+    return low_memory
+
+
 @app.command("align")
 def align_command(
     reference: Annotated[Path, typer.Argument(metavar="REFERENCE")],
@@ -215,6 +235,7 @@ def align_command(
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
+    low_memory: LowMemory = None,
     as_json: Json = False,
 ) -> None:
     """Write MODEL with its hidden neurons in REFERENCE's order; its function stays the same."""
@@ -228,10 +249,11 @@ def align_command(
         raise OutputError(f"{output}: this would overwrite one of the two inputs; name another file")
     if output.suffix != ".safetensors":
         raise OutputError(f"{output}: the aligned model is written as .safetensors; name the file so")
+    deferred = defers([reference, model], low_memory)
     first, second = (
         read(p, architecture=architecture, activation=activation, layout=layout) for p in (reference, model)
     )
-    alignment = align(first, second)
+    alignment = align(first, second, deferred=deferred)
     assert isinstance(alignment.model, Network)
     alignment.model.save(output)
     assumption(first)

@@ -8,7 +8,7 @@ matrix), so that y = W x stays the same function of the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -104,16 +104,24 @@ def act(network: Network, spec: SymmetrySpec, elements: Elements) -> Network:
     Raises:
         ShapeError: an unknown group, or a tensor that is no element of it.
     """
+    return network.change_parameters(spec.axes, action(spec, elements))
+
+
+def action(spec: SymmetrySpec, elements: Elements) -> Callable[[str, Tensor], Tensor]:
+    """Return the function from a parameter's name and tensor to the tensor moved by an element.
+
+    Raises:
+        ShapeError: an unknown group, or a tensor that is no element of it.
+    """
     require_elements(spec, {name: e for name, e in elements.items() if not _is_continuous(spec, name)})
     for name, element in elements.items():
         if _is_continuous(spec, name):
             _require_element(spec.by_name[name], element)
-    return network.replace_parameters(
-        {
-            name: act_tensor(network.parameters[name], axes, elements, spec.by_name)
-            for name, axes in spec.axes.items()
-        }
-    )
+
+    def moved(name: str, tensor: Tensor) -> Tensor:
+        return act_tensor(tensor, spec.axes[name], elements, spec.by_name) if name in spec.axes else tensor
+
+    return moved
 
 
 def _is_continuous(spec: SymmetrySpec, name: str) -> bool:

@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.deferred import DeferredTensors, chosen, templates
 from weightspace.errors import ArchitectureError, ShapeError
 from weightspace.matching.alignment import Matcher, corresponding_parameters
+from weightspace.matching.pieces import inner_product
 from weightspace.network import Network, require_finite
 from weightspace.operations import BatchNorm
 from weightspace.paths import between, require_path
@@ -22,7 +24,7 @@ from weightspace.repair import restore_statistics, written_into
 from weightspace.symmetry_spec import PERMUTATION, SymmetrySpec
 from weightspace.unit_statistics import Batches, LeftAlone, networks_of
 from weightspace.universe import Ensemble, Strategy, Universe, between_models
-from weightspace.verification import TOLERANCE, function_change, symmetry, verified
+from weightspace.verification import TOLERANCE, change_by, symmetry, verified
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def merge(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     repair_data: Tensor | Iterable[Any] | None = None,
     spec: SymmetrySpec | None = None,
+    deferred: bool = False,
 ) -> Merged:
     r"""Merge networks of equal structure: bring them into one neuron order, average, give units their statistics back.
 
@@ -112,6 +115,9 @@ def merge(
         example_inputs: to trace modules whose first layer is not Linear; default the first batch of `repair_data`.
         repair_data: inputs, without labels or with: one tensor, or batches as a DataLoader gives them.
         spec: the symmetries to use, under the first model's names; default `symmetry(models[0])`.
+        deferred: work on one tensor at a time, and return, from networks, a network whose parameters are made at
+            every look-up (`Network.deferred`): slower, in memory for a few tensors. `save` writes it. Not with
+            `repair_data`, which runs and changes the whole network.
     Raises:
         ShapeError: fewer than two models, structures that differ (the message names the first difference), weights
             that do not fit, no data, more than two models on a spherical path.
@@ -134,13 +140,15 @@ def merge(
         require_finite(network)
     method = method or Universe()
     spec = _spec(networks[0], spec, method)
+    if deferred and batches is None:
+        networks = [network.deferred() for network in networks]
     plain = [_under_names(networks[0], network, own) for network, own in zip(networks, names, strict=True)]
     permutations = method.order(Ensemble(spec, tuple(plain), matcher))
     aligned = [
         permute(network, spec, elements) for network, elements in zip(plain, permutations, strict=True)
     ]
-    for before, after in zip(plain, aligned, strict=True):
-        _require_preserved(before, after)
+    for network, elements in zip(plain, permutations, strict=True):
+        _require_preserved(network, spec, elements)
     average, average_before = (_averaged(group, shares, path) for group in (aligned, plain))
     notes = []
     merged, restored = average, None
@@ -205,13 +213,12 @@ def _spec(network: Network, spec: SymmetrySpec | None, method: Strategy) -> Symm
 
 def _takes_part(network: Network, name: str) -> bool:
     """Running statistics move with their channel but take no part in the matching."""
-    return network.parameters[name].is_floating_point() and name not in network.buffers
+    return templates(network.parameters)[name].is_floating_point() and name not in network.buffers
 
 
-def _require_preserved(before: Network, after: Network) -> None:
-    """In float64: rounding to the networks' own dtype commutes with moving entries."""
-    first, second = (network.astype(torch.float64) for network in (before, after))
-    change = function_change(first, second, torch.Generator().manual_seed(1))
+def _require_preserved(network: Network, spec: SymmetrySpec, permutations: Mapping[str, Tensor]) -> None:
+    """In float64: rounding to the network's own dtype commutes with moving entries."""
+    change = change_by(network, spec, permutations) if spec.groups else 0.0
     if not change <= TOLERANCE:
         raise ArchitectureError(
             f"aligning would change the function by {change:.1e}; please report this network"
@@ -220,40 +227,50 @@ def _require_preserved(before: Network, after: Network) -> None:
 
 def _under_names(first: Network, network: Network, names: Mapping[str, str]) -> Network:
     """Return the network under the first one's names and dtypes."""
-    parameters = {
-        name: network.parameters[own].to(first.parameters[name].dtype) for name, own in names.items()
-    }
+    known, theirs = templates(first.parameters), network.parameters
+    parameters = chosen(
+        {name: known[name] for name in names},
+        lambda name: theirs[names[name]].to(known[name].dtype),
+        deferred=isinstance(theirs, DeferredTensors),
+    )
     return first.replace_parameters(parameters)
 
 
 def _averaged(networks: Sequence[Network], shares: Sequence[float], path: str) -> Network:
-    first = networks[0]
-    result = {}
-    for name, tensor in first.parameters.items():
-        others = [network.parameters[name] for network in networks]
-        if not tensor.is_floating_point() or all(torch.equal(tensor, other) for other in others):
-            continue
-        if path == "linear" or name in first.buffers:
-            total = sum(share * other.double() for share, other in zip(shares, others, strict=True))
-            assert isinstance(total, Tensor)
-            result[name] = total.to(tensor.dtype)
-        else:
-            result[name] = between(others[0], others[1], shares[1], path)
-    return first.replace_parameters(result)
+    first, *rest = networks
+
+    def average(name: str, tensor: Tensor) -> Tensor:
+        if path != "linear" and name not in first.buffers:
+            return between(tensor, rest[0].parameters[name], shares[1], path)
+        total, equal = tensor.double() * shares[0], True
+        for network, share in zip(rest, shares[1:], strict=True):
+            other = network.parameters[name]
+            equal = equal and torch.equal(tensor, other)
+            total.add_(other.double(), alpha=share)
+        return tensor if equal else total.to(tensor.dtype)
+
+    known = templates(first.parameters)
+    return first.change_parameters([name for name in known if known[name].is_floating_point()], average)
 
 
 def _objective(networks: Sequence[Network]) -> float:
-    names = [name for name in networks[0].parameters if _takes_part(networks[0], name)]
-    sums = (torch.stack([network.parameters[name].double() for network in networks]).sum(0) for name in names)
-    return sum(float(total.square().sum()) for total in sums)
+    objective = 0.0
+    for name in networks[0].parameters:
+        if _takes_part(networks[0], name):
+            total = networks[0].parameters[name].to(torch.float64, copy=True)
+            for network in networks[1:]:
+                total += network.parameters[name]
+            objective += inner_product(total, total)
+    return objective
 
 
 def _distance(a: Network, b: Network) -> float:
     """Frobenius distance over all floating tensors of two networks with equal names."""
-    used = {name for node in a.nodes for name in node.operation.parameters.values()}
-    squares = (
-        float((tensor.double() - b.parameters[name].double()).square().sum())
-        for name, tensor in a.parameters.items()
-        if name in used and tensor.is_floating_point() and not torch.equal(tensor, b.parameters[name])
-    )
-    return sum(squares) ** 0.5
+    known = templates(a.parameters)
+    squares = 0.0
+    for name in dict.fromkeys(name for node in a.nodes for name in node.operation.parameters.values()):
+        if known[name].is_floating_point():
+            apart = a.parameters[name].to(torch.float64, copy=True)
+            apart -= b.parameters[name]
+            squares += inner_product(apart, apart)
+    return squares**0.5

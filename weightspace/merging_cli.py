@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from weightspace.commands import Activation, Architecture, Json, Layout, assumption, emit
+from weightspace.commands import Activation, Architecture, Json, Layout, LowMemory, assumption, defers, emit
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -54,6 +54,7 @@ def merge_command(
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
+    low_memory: LowMemory = None,
     as_json: Json = False,
 ) -> None:
     """Write one model made of several: hidden neurons brought into one order, then averaged."""
@@ -74,8 +75,9 @@ def merge_command(
         Method.reference: Reference(),
         Method.average: Average(),
     }[method]
+    deferred = defers(files, low_memory)
     networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in files]
-    merged = merge(networks, method=strategy, weights=weight, path=path.value)
+    merged = merge(networks, method=strategy, weights=weight, path=path.value, deferred=deferred)
     assert isinstance(merged.model, Network)
     merged.model.save(output)
     for network in networks:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from weightspace.errors import ShapeError
@@ -29,11 +31,7 @@ class NetworkModule(nn.Module):
         for alias, name in network.aliases.items():
             owner, leaf = self._tensors[name]
             self._place(alias, getattr(owner, leaf))
-        last_use = {name: node.name for node in network.nodes for name in node.inputs}
-        self._finished: dict[str, list[str]] = {}
-        for name, user in last_use.items():
-            if name not in network.outputs:
-                self._finished.setdefault(user, []).append(name)
+        self._finished = _finished(network)
         self.eval()
 
     def _register(self, name: str, tensor: Tensor, trained: bool) -> tuple[nn.Module, str]:
@@ -74,16 +72,9 @@ class NetworkModule(nn.Module):
             ShapeError: wrong number of inputs.
             UnsupportedOperationError: an opaque operation that cannot be run.
         """
-        expected = self.network.inputs
-        if len(inputs) != len(expected):
-            raise ShapeError(
-                f"the network takes {len(expected)} inputs ({[n.name for n in expected]}); got {len(inputs)}"
-            )
-        feeds = {node.name: tensor for node, tensor in zip(expected, inputs, strict=True)}
-        values: dict[str, Any] = {}
+        values = _fed(self.network, inputs)
         for node in self.network.nodes:
             if isinstance(node.operation, Input):
-                values[node.name] = feeds[node.name]
                 continue
             weights = {role: self.tensor(name) for role, name in node.operation.parameters.items()}
             values[node.name] = node.operation.evaluate(tuple(values[name] for name in node.inputs), weights)
@@ -91,6 +82,61 @@ class NetworkModule(nn.Module):
                 for name in self._finished.get(node.name, ()):
                     values.pop(name, None)
         return values
+
+
+def evaluate(
+    network: Network,
+    inputs: Sequence[Tensor],
+    changes: Sequence[Callable[[str, Tensor], Tensor]] = (lambda name, tensor: tensor,),
+) -> list[tuple[Tensor, ...]]:
+    """Return the outputs of a network, and of others that differ in their parameters, in one pass over the nodes.
+
+    A parameter is looked up when its node runs and let go afterwards, a value after its last use: besides the
+    values, the parameters of one node are in memory, where those of the network are mapped from a file or deferred.
+
+    Args:
+        changes: from a parameter's name and tensor to the tensor to use, one per network; default the network itself.
+    Raises:
+        ShapeError: wrong number of inputs.
+        UnsupportedOperationError: an opaque operation that cannot be run.
+    """
+    finished = _finished(network)
+    runs = [_fed(network, inputs) for _ in changes]
+    with torch.no_grad():
+        for node in network.nodes:
+            if isinstance(node.operation, Input):
+                continue
+            given = network.weights(node)
+            names = node.operation.parameters
+            for values, change in zip(runs, changes, strict=True):
+                weights = {role: change(names[role], tensor) for role, tensor in given.items()}
+                values[node.name] = node.operation.evaluate(
+                    tuple(values[name] for name in node.inputs), weights
+                )
+                for name in finished.get(node.name, ()):
+                    values.pop(name, None)
+                del weights
+            del given  # before those of the next node are made
+    return [tuple(values[name] for name in network.outputs) for values in runs]
+
+
+def _fed(network: Network, inputs: Sequence[Tensor]) -> dict[str, Any]:
+    expected = network.inputs
+    if len(inputs) != len(expected):
+        raise ShapeError(
+            f"the network takes {len(expected)} inputs ({[n.name for n in expected]}); got {len(inputs)}"
+        )
+    return {node.name: tensor for node, tensor in zip(expected, inputs, strict=True)}
+
+
+def _finished(network: Network) -> dict[str, list[str]]:
+    """Node name -> the values that nothing needs once that node has run."""
+    last_use = {name: node.name for node in network.nodes for name in node.inputs}
+    finished: dict[str, list[str]] = {}
+    for name, user in last_use.items():
+        if name not in network.outputs:
+            finished.setdefault(user, []).append(name)
+    return finished
 
 
 def _free(owner: nn.Module, name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightspace.deferred import DeferredTensors, chosen, templates
 from weightspace.errors import ArchitectureError, NonFiniteError, ShapeError
 from weightspace.operations import Input, Opaque, Operation, operation_from_json
 
@@ -50,6 +51,7 @@ class Network:
         nodes: in an order in which every node comes after its inputs.
         outputs: names of the nodes that the network returns.
         parameters: name -> tensor, on the CPU; trained parameters, buffers and constants. Do not write to them.
+            They may be made at every look-up (`deferred`).
         buffers: names of those parameters that are not trained.
         aliases: further name -> name of the parameter it shares its storage with (tied weights).
         metadata: free text about the network: where it was read from, units, preprocessing.
@@ -65,7 +67,8 @@ class Network:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        if not isinstance(self.parameters, DeferredTensors):
+            object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
         object.__setattr__(self, "aliases", MappingProxyType(dict(self.aliases)))
         object.__setattr__(self, "metadata", MappingProxyType(dict(self.metadata)))
         seen: set[str] = set()
@@ -161,7 +164,7 @@ class Network:
         sizes = " -> ".join(
             str(tuple("batch" if n is None else n for n in node.shape)) for node in self.inputs
         )
-        weights = sum(t.numel() for name, t in self.parameters.items() if name not in self.buffers)
+        weights = sum(t.numel() for name, t in templates(self.parameters).items() if name not in self.buffers)
         return f"Network({len(self.nodes)} nodes, input {sizes}, {weights:,} weights)"
 
     def __str__(self) -> str:
@@ -184,10 +187,11 @@ class Network:
         Raises:
             ShapeError: a name the network does not have, another shape or dtype.
         """
-        for name, tensor in parameters.items():
-            if name not in self.parameters:
+        known = templates(self.parameters)
+        for name, tensor in templates(parameters).items():
+            if name not in known:
                 raise ShapeError(f"the network has no parameter {name!r}")
-            own = self.parameters[name]
+            own = known[name]
             if tensor.shape != own.shape:
                 raise ShapeError(
                     f"parameter {name!r} has shape {tuple(own.shape)}, not {tuple(tensor.shape)}"
@@ -196,7 +200,43 @@ class Network:
                 raise ShapeError(
                     f"parameter {name!r} has dtype {own.dtype}, not {tensor.dtype}; see Network.astype"
                 )
+        if isinstance(self.parameters, DeferredTensors) or isinstance(parameters, DeferredTensors):
+            before = self.parameters
+            return replace(
+                self,
+                parameters=DeferredTensors(
+                    known, lambda name: (parameters if name in parameters else before)[name]
+                ),
+            )
         return replace(self, parameters={**self.parameters, **parameters})
+
+    def change_parameters(self, names: Iterable[str], change: Callable[[str, Tensor], Tensor]) -> Network:
+        """Return the network with change(name, tensor) for some parameters, of the same shape and dtype.
+
+        Made at once; at every look-up where the parameters of this network are (`deferred`).
+        """
+        before, known = self.parameters, templates(self.parameters)
+        return self.replace_parameters(
+            chosen(
+                {name: known[name] for name in names},
+                lambda name: change(name, before[name]),
+                deferred=isinstance(before, DeferredTensors),
+            )
+        )
+
+    def deferred(self) -> Network:
+        """Return the network with parameters that are looked up in this one.
+
+        What is derived from it by `replace_parameters`, `change_parameters` and `astype` is made at every look-up
+        and takes no memory: one tensor at a time, for networks that fill it. `materialized` is the way back.
+        """
+        return replace(
+            self, parameters=DeferredTensors(templates(self.parameters), self.parameters.__getitem__)
+        )
+
+    def materialized(self) -> Network:
+        """Return the network with all parameters in memory."""
+        return replace(self, parameters=dict(self.parameters))
 
     def astype(self, dtype: torch.dtype) -> Network:
         """Return the network computing in another floating dtype (all floating parameters and nodes converted)."""
@@ -212,10 +252,16 @@ class Network:
             )
             for node in self.nodes
         )
-        parameters = {
-            key: tensor.to(dtype) if tensor.is_floating_point() else tensor
-            for key, tensor in self.parameters.items()
-        }
+        before = self.parameters
+
+        def converted(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        parameters = chosen(
+            {key: converted(template.to("meta")) for key, template in templates(before).items()},
+            lambda key: converted(before[key]),
+            deferred=isinstance(before, DeferredTensors),
+        )
         return replace(self, nodes=nodes, parameters=parameters)
 
     def to_module(self) -> torch.nn.Module:
@@ -338,7 +384,7 @@ class Network:
         """
         from weightspace.checkpoint import write_safetensors
 
-        write_safetensors(path, dict(self.parameters), {"weightspace.network": self.to_json()})
+        write_safetensors(path, self.parameters, {"weightspace.network": self.to_json()})
 
     def save_npz(self, path: str | Path) -> None:
         """Write the network for readers that have numpy only: arrays `parameter:NAME` and `network`, the JSON.

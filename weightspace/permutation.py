@@ -128,11 +128,9 @@ def permute(network: Network, spec: SymmetrySpec, permutations: Permutations) ->
         ShapeError: an unknown group, or an index that is no permutation of the group's units.
     """
     require_elements(spec, permutations)
-    return network.replace_parameters(
-        {
-            name: permute_tensor(network.parameters[name], axes, permutations, spec.by_name)
-            for name, axes in spec.axes.items()
-        }
+    return network.change_parameters(
+        spec.axes,
+        lambda name, tensor: permute_tensor(tensor, spec.axes[name], permutations, spec.by_name),
     )
 
 

@@ -7,16 +7,18 @@ map from model j to model i is $\pi_i^{-1} \pi_j$, so that maps around a cycle c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from weightspace.deferred import DeferredTensors, chosen, templates
 from weightspace.errors import ShapeError
 from weightspace.matching.alignment import Matcher, Problem
 from weightspace.matching.frank_wolfe import FrankWolfeMatching
+from weightspace.matching.pieces import inner_product
 from weightspace.matching.weight_matching import WeightMatching
 from weightspace.network import Network
 from weightspace.permutation import Permutations, compose, identity, inverse, permute_tensor
@@ -44,47 +46,70 @@ class Ensemble:
     @cached_property
     def matched(self) -> frozenset[str]:
         """The trained floating tensors that some group moves; running statistics move without a vote."""
-        first = self.networks[0]
         return frozenset(
-            n for n in self.spec.axes if first.parameters[n].is_floating_point() and n not in first.buffers
+            n for n in self.spec.axes if n in self.floating and n not in self.networks[0].buffers
         )
 
-    def moved(self, index: int, permutations: Permutations) -> dict[str, Tensor]:
+    @cached_property
+    def floating(self) -> Mapping[str, Tensor]:
+        """Name -> template in float64, for all floating tensors."""
+        known = templates(self.networks[0].parameters)
+        return {name: t.to("meta").double() for name, t in known.items() if t.is_floating_point()}
+
+    def made(self, make: Callable[[str], Tensor]) -> Tensors:
+        """Return make(name) for all floating tensors: at once, or deferred where the networks' parameters are."""
+        deferred = isinstance(self.networks[0].parameters, DeferredTensors)
+        return chosen(self.floating, make, deferred=deferred)
+
+    def moved(self, index: int, permutations: Permutations) -> Tensors:
         """Return all floating tensors of one model in another order, in float64."""
-        axes, groups = self.spec.axes, self.spec.by_name
-        return {
-            name: permute_tensor(tensor.double(), axes[name], permutations, groups)
-            if name in axes
-            else tensor.double()
-            for name, tensor in self.networks[index].parameters.items()
-            if tensor.is_floating_point()
-        }
+        axes, groups, tensors = self.spec.axes, self.spec.by_name, self.networks[index].parameters
+        return self.made(
+            lambda name: (
+                permute_tensor(tensors[name].double(), axes[name], permutations, groups)
+                if name in axes
+                else tensors[name].double()
+            )
+        )
+
+    def sum(self, models: Sequence[Tensors]) -> Tensors:
+        """Return the sum of several models' tensors."""
+
+        def total(name: str) -> Tensor:
+            result = models[0][name].clone()
+            for model in models[1:]:
+                result += model[name]
+            return result
+
+        return self.made(total)
 
     def match(self, total: Tensors, count: int, model: Tensors, *, improving: bool = False) -> Elements:
         """Return the element that moves a model to the mean of others, given their sum and number."""
         matcher = self.matcher or (WeightMatching() if improving else FrankWolfeMatching())
-        mean = {name: tensor / count for name, tensor in total.items()}
+        mean = self.made(lambda name: total[name] / count)
         first, second = self._network(mean), self._network(model)
+        known = templates(first.parameters)
+        matched = {name: known[name] for name in sorted(self.matched)}
+        deferred = isinstance(first.parameters, DeferredTensors)
         sides = [
-            {name: network.parameters[name] for name in sorted(self.matched)} for network in (first, second)
+            chosen(matched, network.parameters.__getitem__, deferred=deferred) for network in (first, second)
         ]
-        names = {name: name for name in first.parameters}
+        names = {name: name for name in known}
         return matcher.match(Problem(self.spec, sides[0], sides[1], (first, second), names))
 
     def inner(self, a: Tensors, b: Tensors) -> float:
         """Return <a, b> over the tensors that are matched."""
-        return sum(float((a[name] * b[name]).sum()) for name in self.matched)
+        return sum(inner_product(a[name], b[name]) for name in sorted(self.matched))
 
     def objective(self, permutations: Sequence[Permutations]) -> float:
         r"""$E = \|\sum_i \pi_i \theta_i\|^2$, maximal where the squared distances of all pairs have the least sum."""
-        total = _sum([self.moved(index, p) for index, p in enumerate(permutations)])
+        total = self.sum([self.moved(index, p) for index, p in enumerate(permutations)])
         return self.inner(total, total)
 
     def _network(self, tensors: Tensors) -> Network:
         first = self.networks[0]
-        return first.replace_parameters(
-            {name: t.to(first.parameters[name].dtype) for name, t in tensors.items()}
-        )
+        known = templates(first.parameters)
+        return first.change_parameters(self.floating, lambda name, _: tensors[name].to(known[name].dtype))
 
 
 class Strategy(ABC):
@@ -198,10 +223,10 @@ def between_models(
 
 def _one_by_one(ensemble: Ensemble, order: Sequence[int]) -> list[Elements]:
     found = [identity(ensemble.spec) for _ in ensemble.networks]
-    total = ensemble.moved(order[0], {})
-    for count, index in enumerate(order[1:], 1):
-        found[index] = ensemble.match(total, count, ensemble.moved(index, {}))
-        total = _sum([total, ensemble.moved(index, found[index])])
+    placed = [ensemble.moved(order[0], {})]
+    for index in order[1:]:
+        found[index] = ensemble.match(ensemble.sum(placed), len(placed), ensemble.moved(index, {}))
+        placed.append(ensemble.moved(index, found[index]))
     return found
 
 
@@ -211,20 +236,19 @@ def _ascend(
     """Match one model at a time to the sum of the others; E never falls."""
     found = list(start)
     moved = [ensemble.moved(index, p) for index, p in enumerate(found)]
-    total = _sum(moved)
+    size = ensemble.objective(found)
     settled = 0  # models since the last change: all of them have been asked and stay
     for _ in range(iterations):
         for index in torch.randperm(len(found), generator=generator).tolist():
             if settled == len(found):
                 return found
-            others = {name: tensor - moved[index][name] for name, tensor in total.items()}
+            others = ensemble.sum([model for place, model in enumerate(moved) if place != index])
             step = ensemble.match(others, len(found) - 1, moved[index], improving=True)
             candidate = compose(ensemble.spec, found[index], step)
             tensors = ensemble.moved(index, candidate)
             gain = ensemble.inner(others, tensors) - ensemble.inner(others, moved[index])
-            if gain > 1e-10 * ensemble.inner(total, total):
+            if gain > 1e-10 * size:
                 found[index], moved[index], settled = candidate, tensors, 0
-                total = _sum([others, tensors])
             else:
                 settled += 1
     return found
@@ -241,11 +265,3 @@ def _first_at_rest(spec: SymmetrySpec, found: Sequence[Elements]) -> list[Elemen
     """Put everything into the order of the first model; E is the same."""
     back = inverse(spec, found[0])
     return [compose(spec, p, back) for p in found]
-
-
-def _sum(models: Sequence[Tensors]) -> dict[str, Tensor]:
-    total = {name: tensor.clone() for name, tensor in models[0].items()}
-    for model in models[1:]:
-        for name, tensor in total.items():
-            tensor += model[name]
-    return total

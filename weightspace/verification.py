@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from weightspace import operations as op
+from weightspace.deferred import templates
+from weightspace.module import evaluate
 from weightspace.network import Network, require_finite
 from weightspace.reading import as_network
 from weightspace.symmetry_spec import SymmetrySpec
@@ -53,9 +55,9 @@ def verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
     Raises:
         ShapeError: the spec describes other parameters or shapes than the network has.
     """
-    from weightspace.group_action import act, random_elements
+    from weightspace.group_action import action, random_elements
 
-    spec.require_fits({name: tensor.shape for name, tensor in network.parameters.items()})
+    spec.require_fits({name: tensor.shape for name, tensor in templates(network.parameters).items()})
     if not spec.groups:
         return spec
     foreign = [node for node in network.opaque if not node.operation.name.startswith("aten.")]  # type: ignore[attr-defined]
@@ -63,21 +65,25 @@ def verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
         names = [group.name for group in spec.groups]
         return spec.without(names, f"cannot be verified: {foreign[0].name} cannot be run")
     generator = torch.Generator().manual_seed(0)
-    doubled = _varied(network.astype(torch.float64), generator)
+    doubled = _varied(network.deferred().astype(torch.float64))
     inputs = random_inputs(doubled, generator)
-    reference = _run(doubled, inputs)
     moving = {group.name for group in spec.permutations}
 
-    def change(chosen: dict[str, Tensor]) -> float:
-        return _largest_change(reference, _run(act(doubled, spec, chosen), inputs))
+    def changes(tried: Sequence[dict[str, Tensor]]) -> list[float]:
+        return _changes(doubled, inputs, [action(spec, elements) for elements in tried])
 
-    for turn in range(ROUNDS):
-        elements = {
+    rounds = [
+        {
             name: _telling(element, turn) if name in moving else element
             for name, element in random_elements(spec, generator).items()
         }
-        if not change(elements) <= TOLERANCE:
-            broken = [name for name, element in elements.items() if not change({name: element}) <= TOLERANCE]
+        for turn in range(ROUNDS)
+    ]
+    for elements, change in zip(rounds, changes(rounds), strict=True):
+        if not change <= TOLERANCE:
+            broken = [
+                name for name, element in elements.items() if not changes([{name: element}])[0] <= TOLERANCE
+            ]
             reason = "changes the function when the network is run"
             return verified(spec.without(broken or list(elements), reason), network)
     return spec
@@ -98,7 +104,7 @@ def _telling(permutations: Tensor, turn: int) -> Tensor:
     return permutations
 
 
-def _varied(network: Network, generator: torch.Generator) -> Network:
+def _varied(network: Network) -> Network:
     """Disturb every floating tensor, so that running statistics of 0 and 1 or zero biases hide nothing.
 
     Constants of the program (masks, scale factors) stay: another value may not make sense there.
@@ -110,27 +116,46 @@ def _varied(network: Network, generator: torch.Generator) -> Network:
         for name in node.operation.parameters.values()
         if name in network.buffers
     }
-    varied = {}
-    for name, tensor in network.parameters.items():
-        if tensor.is_floating_point() and name not in kept:
-            noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
-            varied[name] = tensor * (1 + 0.1 * noise) + 0.01 * noise
-    return network.replace_parameters(varied)
+    seeds = {
+        name: seed
+        for seed, (name, tensor) in enumerate(templates(network.parameters).items())
+        if tensor.is_floating_point() and name not in kept
+    }
+
+    def varied(name: str, tensor: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(seeds[name])  # the same noise whenever it is made
+        noise = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return torch.addcmul(tensor, tensor, noise, value=0.1).add_(noise, alpha=0.01)
+
+    return network.change_parameters(seeds, varied)
 
 
 def function_change(a: Network, b: Network, generator: torch.Generator, batch: int = 3) -> float:
     """Return max |f_a(x) - f_b(x)| / max |f_a(x)| over a few random inputs (absolute where f_a is 0)."""
     inputs = random_inputs(a, generator, batch)
-    return _largest_change(_run(a, inputs), _run(b, inputs))
+    (first,), (second,) = (evaluate(network, inputs) for network in (a, b))
+    return _largest_change(first, second)
 
 
-def _run(network: Network, inputs: Sequence[Tensor]) -> list[Tensor]:
-    with torch.no_grad():
-        result = network.to_module()(*inputs)
-    return [value.double() for value in (result if isinstance(result, tuple) else (result,))]
+def change_by(network: Network, spec: SymmetrySpec, elements: Mapping[str, Tensor]) -> float:
+    """Return by how much an element changes the function, as `function_change`, in float64."""
+    from weightspace.group_action import action
+
+    exact = network.deferred().astype(torch.float64)
+    inputs = random_inputs(exact, torch.Generator().manual_seed(1))
+    return _changes(exact, inputs, [action(spec, elements)])[0]
+
+
+def _changes(
+    network: Network, inputs: Sequence[Tensor], moves: Sequence[Callable[[str, Tensor], Tensor]]
+) -> list[float]:
+    """The change of the function by each of several moves, all run side by side: a parameter is made once."""
+    first, *others = evaluate(network, inputs, [lambda name, tensor: tensor, *moves])
+    return [_largest_change(first, other) for other in others]
 
 
 def _largest_change(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    first, second = ([value.double() for value in values] for values in (first, second))
     scale = max((float(value.abs().max()) for value in first if value.numel()), default=0.0) or 1.0
     changes = (float((x - y).abs().max()) if x.numel() else 0.0 for x, y in zip(first, second, strict=True))
     return max(changes, default=0.0) / scale
@@ -141,7 +166,7 @@ def random_inputs(network: Network, generator: torch.Generator, batch: int = 3) 
     tables: dict[str, int] = {}
     for node in network.nodes:
         if isinstance(node.operation, op.Embedding):
-            rows = network.parameters[node.operation.weight].shape[0]
+            rows = templates(network.parameters)[node.operation.weight].shape[0]
             tables[node.inputs[0]] = min(rows, tables.get(node.inputs[0], rows))
     inputs = []
     for node in network.inputs:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from weightspace.checkpoint import open_checkpoint, write_safetensors
+from weightspace.deferred import DeferredTensors
 from weightspace.errors import CheckpointError, OutputError
 from weightspace.result import write_atomically, write_text
 
@@ -416,19 +417,49 @@ def test_failures_leave_the_old_file_and_nothing_else(tmp_path, error, expected)
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, OSError])
-def test_write_safetensors_interrupted(tmp_path, monkeypatch, interrupt):
-    def save(tensors, path, metadata=None):
-        Path(path).write_bytes(b"half")
-        raise interrupt(28, "No space left on device")
+def test_write_safetensors_interrupted(tmp_path, interrupt):
+    found = []
 
-    monkeypatch.setattr("safetensors.torch.save_file", save)
+    def make(name):
+        found.extend(os.listdir(tmp_path))
+        if name == "later":
+            raise interrupt(28, "No space left on device")
+        return torch.ones(100_000)
+
+    tensors = DeferredTensors(dict.fromkeys(["first", "later"], torch.ones(100_000)), make)
     with pytest.raises(KeyboardInterrupt if interrupt is KeyboardInterrupt else OutputError):
-        write_safetensors(tmp_path / "x.safetensors", TENSORS)
+        write_safetensors(tmp_path / "x.safetensors", tensors)
+    assert len(found) == 2  # the file under its temporary name, both times
+    assert "x.safetensors" not in found
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_the_bytes_are_those_of_the_safetensors_library(tmp_path, dtype):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"b.weight": (3, 5), "a": (), "none": (0, 4), "b.bias": (7,)}
+    tensors = {
+        name: (3 * torch.randn(shape, generator=generator)).to(dtype) for name, shape in shapes.items()
+    }
+    write_safetensors(tmp_path / "ours.safetensors", tensors, {"key": "value"})
+    deferred = DeferredTensors(tensors, tensors.__getitem__)
+    write_safetensors(tmp_path / "deferred.safetensors", deferred, {"key": "value"})
+    save_file(tensors, tmp_path / "theirs.safetensors", {"key": "value"})
+    ours, made, theirs = (
+        (tmp_path / f"{n}.safetensors").read_bytes() for n in ("ours", "deferred", "theirs")
+    )
+    assert ours == made == theirs
+
+
+def test_a_deferred_tensor_that_is_not_what_was_said_is_refused(tmp_path):
+    tensors = DeferredTensors({"a": torch.ones(2)}, lambda name: torch.ones(3))
+    with pytest.raises(OutputError, match="'a'"):
+        write_safetensors(tmp_path / "x.safetensors", tensors)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    """A real write error, raised by the safetensors library itself."""
+    """A real write error."""
     resource = pytest.importorskip("resource")
     import signal
 

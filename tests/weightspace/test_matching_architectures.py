@@ -134,13 +134,20 @@ def test_the_line_search_knows_the_objective(name):
     relaxation = Relaxation(state)
     elements = random_permutations(given.spec, torch.Generator().manual_seed(0))
     state.move(elements)
-    vertex = {key: state.index(*key) for key in relaxation.relaxed}
-    line = relaxation.line(relaxation.gradient(), vertex)
+
+    def choose(number, terms):
+        return elements
+
+    vertex, line = relaxation.line(choose)
+    assert {key: index.tolist() for key, index in vertex.items()} == {
+        key: state.index(*key).tolist() for key in relaxation.relaxed
+    }
     assert sum(line) == pytest.approx(given.objective(elements), rel=1e-9)
+    relaxation.advance(vertex, 0.25)
+    halfway = sum(c * 0.25**power for power, c in enumerate(line))
+    assert relaxation.line(choose)[1][0] == pytest.approx(halfway, rel=1e-9)
     relaxation.advance(vertex, 1.0)
-    assert relaxation.line(relaxation.gradient(), vertex)[0] == pytest.approx(
-        given.objective(elements), rel=1e-9
-    )
+    assert relaxation.line(choose)[1][0] == pytest.approx(given.objective(elements), rel=1e-9)
     rounded = relaxation.rounded()
     assert all(torch.equal(rounded[key], index) for key, index in elements.items())
 

@@ -103,7 +103,7 @@ class ActivationMatching(Matcher):
             matched = {name: others[theirs[name]] for name in carried}
             for number, piece in enumerate(cut(problem.spec, axes, carried, matched)):
                 for place, slot in enumerate(piece.slots):
-                    if piece.a.shape[place] <= LARGEST:
+                    if piece.shape[place] <= LARGEST:
                         rest = [n for n in range(len(piece.slots)) if n != place]
                         a, b = (t.mean(rest) if rest else t for t in (piece.a, piece.b))
                         yield (number, place, slot.family, slot.pattern), a, b

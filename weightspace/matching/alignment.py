@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from weightspace.deferred import DeferredTensors, chosen, templates
 from weightspace.errors import ArchitectureError, ShapeError
 from weightspace.group_action import act, act_tensor
 from weightspace.matching.pieces import Piece, cut, inner_product
 from weightspace.network import Network, require_finite
 from weightspace.reading import as_network
 from weightspace.symmetry_spec import SymmetrySpec
-from weightspace.verification import TOLERANCE, function_change, symmetry, verified
+from weightspace.verification import TOLERANCE, change_by, symmetry, verified
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ def align(
     matcher: Matcher | None = None,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     spec: SymmetrySpec | None = None,
+    deferred: bool = False,
 ) -> Alignment:
     """Permute the hidden units of `model` so that its weights come as close to the reference's as can be.
 
@@ -126,6 +128,8 @@ def align(
         example_inputs: to trace modules whose first layer is not Linear.
         spec: the symmetries to use, under the reference's parameter names; default `symmetry(reference)`. One's own
             is verified by running the reference.
+        deferred: work on one tensor at a time, and return, from networks, a network whose parameters are made at
+            every look-up (`Network.deferred`): slower, in memory for a few tensors. `save` writes it.
     Raises:
         ShapeError: the structures differ; the message names the first difference. The spec does not fit.
         NonFiniteError: NaN or infinite weights.
@@ -145,38 +149,47 @@ def align(
         raise ArchitectureError(
             f"nothing can be permuted in this network ({reasons or 'it has no hidden units'})"
         )
-    moved = {
-        name for name in spec.axes if a.parameters[name].is_floating_point() and not _is_statistic(a, name)
-    }
-    problem = Problem(
-        spec,
-        {name: a.parameters[name].detach() for name in a.parameters if name in moved},
-        {name: b.parameters[names[name]].detach() for name in a.parameters if name in moved},
-        (a, b),
-        names,
-    )
+    given = b
+    if deferred:
+        a, b = a.deferred(), b.deferred()
+    problem = _problem(a, b, names, spec)
     permutations = (matcher or FrankWolfeMatching()).match(problem)
     renamed = spec.renamed(names)
-    exact = b.astype(torch.float64)
-    change = function_change(exact, act(exact, renamed, permutations), torch.Generator().manual_seed(1))
+    change = change_by(b, renamed, permutations)
     if not change <= TOLERANCE:
         raise ArchitectureError(
             f"the alignment would change the function by {change:.1e}; please report this network"
         )
     aligned = act(b, renamed, permutations)
+    objective, distance = _compared(a, aligned, names, problem.reference)
+    objective_before, distance_before = _compared(a, b, names, problem.reference)
     return Alignment(
         dict(permutations),
-        aligned if isinstance(model, Network) else _module(model, b, aligned),
-        sum(
-            inner_product(problem.reference[name], aligned.parameters[names[name]])
-            for name in problem.reference
-        ),
-        sum(inner_product(problem.reference[name], problem.model[name]) for name in problem.reference),
-        _distance(a, aligned, names),
-        _distance(a, b, names),
+        aligned if isinstance(model, Network) else _module(model, given, aligned),
+        objective,
+        objective_before,
+        distance,
+        distance_before,
         change,
         spec,
     )
+
+
+def _problem(a: Network, b: Network, names: Mapping[str, str], spec: SymmetrySpec) -> Problem:
+    known = templates(a.parameters)
+    moved = {
+        name: known[name]
+        for name in known
+        if name in spec.axes and known[name].is_floating_point() and not _is_statistic(a, name)
+    }
+    sides = (
+        chosen(moved, make, deferred=isinstance(b.parameters, DeferredTensors))
+        for make in (
+            lambda name: a.parameters[name].detach(),
+            lambda name: b.parameters[names[name]].detach(),
+        )
+    )
+    return Problem(spec, *sides, networks=(a, b), names=names)
 
 
 def _own(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
@@ -240,17 +253,21 @@ def _is_statistic(network: Network, name: str) -> bool:
     return name in network.buffers
 
 
-def _distance(a: Network, b: Network, names: Mapping[str, str]) -> float:
-    """Frobenius distance over all floating tensors that an operation uses."""
-    total = 0.0
+def _compared(
+    a: Network, b: Network, names: Mapping[str, str], matched: Collection[str]
+) -> tuple[float, float]:
+    """The sum of inner products over matched tensors, and the distance over all floating ones that are used."""
+    objective, squares = 0.0, 0.0
     for name, other in names.items():
-        if a.parameters[name].is_floating_point():
-            first, second = a.parameters[name], b.parameters[other]
+        first, second = a.parameters[name], b.parameters[other]
+        if first.is_floating_point():
+            if name in matched:
+                objective += inner_product(first, second)
             if first.dtype != second.dtype:
                 first, second = first.double(), second.double()
             difference = first - second
-            total += inner_product(difference, difference)
-    return total**0.5
+            squares += inner_product(difference, difference)
+    return objective, squares**0.5
 
 
 def _module(model: nn.Module, before: Network, after: Network) -> nn.Module:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from weightspace.deferred import DeferredTensors, templates
 from weightspace.permutation import Permutations
 from weightspace.symmetry_spec import Axis, Segment, SymmetrySpec
 
@@ -66,12 +67,33 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Equal parts of both networks, shape (slot, ..., slot, everything that rests)."""
+    """Equal parts of both networks, shape (slot, ..., slot, everything that rests).
+
+    Where the networks' parameters are deferred, `a` and `b` are cut out at every use.
+    """
 
     parameter: str
     slots: tuple[Slot, ...]
-    a: Tensor
-    b: Tensor
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    deferred: bool
+    parts: tuple[Callable[[], Tensor], Callable[[], Tensor]] = field(repr=False)
+
+    @property
+    def a(self) -> Tensor:
+        """The part of the first network."""
+        return self.parts[0]()
+
+    @property
+    def b(self) -> Tensor:
+        """The part of the second network."""
+        return self.parts[1]()
+
+    @property
+    def entries(self) -> int:
+        """How many numbers each of the two has."""
+        return math.prod(self.shape)
 
     def rows(self, tensor: Tensor, slot: int) -> Tensor:
         """Unfold to (units of the slot, all else)."""
@@ -145,15 +167,19 @@ def cut(
     known = {name: (place, number) for place, f in enumerate(found) for number, name in enumerate(f.names)}
     within = {group.name: group.within for group in spec.permutations}
     pieces = []
+    outlines = templates(a)
+    deferred = isinstance(a, DeferredTensors) or isinstance(b, DeferredTensors)
     dtype = (
         torch.float64
-        if any(a[name].dtype == torch.float64 for name in axes_of if name in a)
+        if any(outlines[name].dtype == torch.float64 for name in axes_of if name in a)
         else torch.float32
     )
     for name, axes in axes_of.items():
         if name not in a:
             continue
-        parts = [_parts(axis, size, known) for axis, size in zip(axes, a[name].shape, strict=True)]
+        outline = outlines[name].to("meta")
+        device = torch.device("cpu") if deferred else a[name].device
+        parts = [_parts(axis, size, known) for axis, size in zip(axes, outline.shape, strict=True)]
         for combination in itertools.product(*parts):
             labels = [(number, f.name) for number, part in enumerate(combination) for f in _factors(part)]
             slots = _slots(labels, known, within)
@@ -161,13 +187,29 @@ def cut(
                 continue
             order = [dim for _, _, dims in slots for dim in dims]
             order += [dim for dim in range(len(labels)) if dim not in order]
-            views = [_view(t[name], combination) for t in (a, b)]
-            shape = [math.prod(views[0].shape[dim] for dim in dims) for _, _, dims in slots]
-            first, second = (view.permute(order).reshape(*shape, -1).to(dtype) for view in views)
-            pieces.append(
-                Piece(name, tuple(Slot(family, names) for family, names, _ in slots), first, second)
-            )
+            sizes = _view(outline, combination).shape
+            shape = [math.prod(sizes[dim] for dim in dims) for _, _, dims in slots]
+            shape.append(math.prod(sizes) // math.prod(shape))
+            part = partial(_part, name=name, combination=combination, order=order, shape=shape, dtype=dtype)
+            sides = tuple(partial(part, t) if deferred else partial(_same, part(t)) for t in (a, b))
+            own = tuple(Slot(family, names) for family, names, _ in slots)
+            pieces.append(Piece(name, own, tuple(shape), dtype, device, deferred, (sides[0], sides[1])))
     return tuple(pieces)
+
+
+def _part(
+    tensors: Mapping[str, Tensor],
+    name: str,
+    combination: Sequence[Segment | Tensor | None],
+    order: Sequence[int],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return _view(tensors[name], combination).permute(*order).reshape(shape).to(dtype)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _parts(axis: Axis, size: int, known: Mapping[str, tuple[int, int]]) -> list[Segment | Tensor | None]:

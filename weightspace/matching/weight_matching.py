@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from weightspace.permutation import Permutations, compose, identity, random_perm
 from weightspace.symmetry_spec import SymmetrySpec
 
 LARGEST = 8192  # entries of a flat slot up to which its Gram matrix is formed
+KEPT = (
+    2  # as many entries as that many of the largest piece have: products kept where parameters are deferred
+)
 CHANCE = 8  # units from which on row maxima hardly ever form a permutation by chance: n! / n^n = 0.002
 
 
@@ -55,6 +58,32 @@ class WeightMatching(Matcher):
         return found
 
 
+class Products:
+    """Sums of products, kept for later; where room is limited, the oldest make place for the new.
+
+    Args:
+        room: largest number of entries that are kept.
+    """
+
+    def __init__(self, room: float):
+        self._room = room
+        self._found: dict[Hashable, tuple[Hashable, Tensor]] = {}
+
+    def keep(self, key: Hashable, version: Hashable, product: Tensor) -> None:
+        """Keep a product under a key, in the place of another version of it."""
+        self._found.pop(key, None)
+        if product.numel() > self._room:
+            return
+        self._found[key] = (version, product)
+        while sum(kept.numel() for _, kept in self._found.values()) > self._room:
+            del self._found[next(iter(self._found))]
+
+    def find(self, key: Hashable, version: Hashable) -> Tensor | None:
+        """Return the product, None if it is not kept or of another version."""
+        kept = self._found.get(key)
+        return kept[1] if kept is not None and kept[0] == version else None
+
+
 class Ascent:
     """Elements of all groups, and steps that raise the objective f = sum over pieces of <A, permuted B>."""
 
@@ -71,8 +100,9 @@ class Ascent:
         self.versions = [0] * len(self.families)
         self._flat: dict[tuple[int, Pattern], tuple[int, Tensor]] = {}
         self._resting = [not start] * len(self.families)  # families that surely hold the identity
-        self._constant: dict[tuple[int, Pattern], Tensor] = {}
-        self._cache: dict[tuple[int, int], tuple[tuple[int, ...], Tensor]] = {}
+        largest = max((piece.entries for piece in pieces), default=0)
+        room = KEPT * largest if any(piece.deferred for piece in pieces) else math.inf
+        self._products = Products(room)
         self._lengths: dict[tuple[int, int, str], Tensor] = {}
         self._places: list[list[tuple[int, int]]] = [
             [] for _ in self.families
@@ -88,7 +118,7 @@ class Ascent:
                 self._joint[number] = []
 
     def _rows(self, piece: int, slot: int) -> int:
-        return self.pieces[piece].a.shape[slot]
+        return self.pieces[piece].shape[slot]
 
     def is_joint(self, piece: int) -> bool:
         """Whether all slots of a piece take part in solving their families as a whole."""
@@ -102,7 +132,7 @@ class Ascent:
         """The gather index of a slot under the elements so far, on the device of the pieces."""
         version, index = self._flat.get((family, pattern), (-1, None))
         if index is None or version != self.versions[family]:
-            index = lifted(self.families[family], pattern, self.elements).to(self.pieces[0].b.device)
+            index = lifted(self.families[family], pattern, self.elements).to(self.pieces[0].device)
             self._flat[family, pattern] = (self.versions[family], index)
         return index
 
@@ -142,8 +172,8 @@ class Ascent:
             product = self._kept(number, place)
             if product is None:
                 product = piece.rows(piece.a, place) @ piece.rows(self.moved(number, place), place).mT
-                if product.numel() <= 2 * piece.a.numel():
-                    self._cache[number, place] = (self._others(number, place), product)
+                if product.numel() <= 2 * piece.entries:
+                    self._products.keep((number, place), self._others(number, place), product)
             pattern = piece.slots[place].pattern
             terms[pattern] = terms[pattern] + product if pattern in terms else product
         return terms
@@ -154,12 +184,16 @@ class Ascent:
         for number, place in self._joint[family]:
             if len(self.pieces[number].slots) == 1:
                 found.setdefault(self.pieces[number].slots[place].pattern, []).append((number, place))
+        terms: dict[Pattern, Tensor] = {}
         for pattern, places in found.items():
-            if (family, pattern) not in self._constant:
+            product = self._products.find((family, pattern), ())
+            if product is None:
                 a = torch.cat([self.pieces[n].rows(self.pieces[n].a, s) for n, s in places], 1)
                 b = torch.cat([self.pieces[n].rows(self.pieces[n].b, s) for n, s in places], 1)
-                self._constant[family, pattern] = a @ b.mT
-        return {pattern: self._constant[family, pattern] for pattern in found}
+                product = a @ b.mT
+                self._products.keep((family, pattern), (), product)
+            terms[pattern] = product
+        return terms
 
     def improve(self, family: int) -> bool:
         """Take the best element of a family with all others held, if it raises the objective."""
@@ -218,8 +252,7 @@ class Ascent:
 
     def _kept(self, number: int, place: int) -> Tensor | None:
         """The product of a piece with itself along a slot, if nothing it depends on has moved since."""
-        kept = self._cache.get((number, place))
-        return kept[1] if kept is not None and kept[0] == self._others(number, place) else None
+        return self._products.find((number, place), self._others(number, place))
 
     def _others(self, number: int, place: int) -> tuple[int, ...]:
         """The versions of the families on the other slots of a piece."""
@@ -261,7 +294,7 @@ class Ascent:
 
     @property
     def _rounding(self) -> float:
-        return 1e-12 if self.pieces[0].a.dtype == torch.float64 else 1e-6
+        return 1e-12 if self.pieces[0].dtype == torch.float64 else 1e-6
 
     # ---- one group alone ---------------------------------------------------------------------------------
 
@@ -331,7 +364,7 @@ class Ascent:
         for number, place in self._joint[family]:
             piece = self.pieces[number]
             if all(slot.family in trusted for at, slot in enumerate(piece.slots) if at != place):
-                total += piece.a.numel() // piece.a.shape[place]
+                total += piece.entries // piece.shape[place]
         return total
 
     def climb(self, order: Sequence[int] | None = None) -> None:
