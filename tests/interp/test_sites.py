@@ -137,3 +137,26 @@ def test_transformers_architectures(name, gate):
         x = site.activations(network, *inputs)
         torch.testing.assert_close(site.network.to_module()(x), values[site.target].flatten(0, -2))
         assert 0 < interp.decompose(site.network, data=x).residual < 1
+
+
+def test_bilinear_layers_of_torch_are_found():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up = nn.LayerNorm(6), nn.Linear(6, 4)
+            self.bilinear = nn.Bilinear(4, 4, 6)
+
+        def forward(self, x):
+            h = self.up(self.norm(x))
+            return x + self.bilinear(h, h)
+
+    torch.manual_seed(0)
+    model, x = Block().double(), torch.randn(9, 6, dtype=torch.float64)
+    network = weightspace.trace(model, x)
+    (site,) = interp.find_sites(network)
+    assert (site.gates, site.source) == ((), "norm")
+    inputs = site.activations(network, x)
+    torch.testing.assert_close(site.network.to_module()(inputs) + x, model(x))
+    decomposition = interp.decompose(site.network)
+    expected = site.network.to_module()(inputs).detach()
+    torch.testing.assert_close(decomposition.explain(inputs).sum(-1), expected, rtol=1e-11, atol=1e-11)
