@@ -1,14 +1,16 @@
 """`interp` beside the dense way, which forms the tensor: OMP_NUM_THREADS=1 python benchmarks/decompose.py.
 
 The dense way is what published code does: form the (o, d, d) tensor, then batched `torch.linalg.eigh`, the singular
-value decomposition of its unfolding, or sums over its entries; in the dtype of the layer. `interp` reads the module,
-checks it, computes in float64 and returns the finished decomposition.
+value decomposition of its unfolding, or sums over its entries. `interp` reads the module, checks it, and returns the
+finished decomposition. Eigenproblems are solved in the dtype of the row by both; `hosvd` and `similarity` of ours always
+compute in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import measure
 import torch
@@ -42,20 +44,12 @@ def tensor(layer: Bilinear) -> Tensor:
     return (form + form.mT) / 2
 
 
-def compared(
-    task: str, size: str, dense: Callable[[], Any], ours: Callable[[], Any], slow: bool
-) -> dict[str, Any]:
-    seconds = measure.interleaved({"dense": dense, "ours": ours}, repeats=3 if slow else 9, warmups=1)
-    ratio = seconds["dense"] / seconds["ours"]
-    return {"task": task, "size": size, **{f"{k}_ms": 1e3 * v for k, v in seconds.items()}, "ratio": ratio}
+def dense_layer(layer: Bilinear) -> object:
+    return torch.linalg.eigh(tensor(layer))
 
 
-def projected(layer: Bilinear, features: Tensor) -> object:
-    return torch.linalg.eigh(features @ tensor(layer) @ features.mT)
-
-
-def embedded(model: BilinearMLP) -> object:
-    """The dense way in input space: the embedding multiplied into both factors, the head into the output."""
+def dense_embedded(model: BilinearMLP) -> object:
+    """In input space: the embedding multiplied into both factors, the head into the output."""
     (layer,) = model.layers
     whole = Bilinear(model.embedding.in_features, layer.left.out_features, model.head.out_features)
     whole.left.weight.data = layer.left.weight @ model.embedding.weight
@@ -64,48 +58,82 @@ def embedded(model: BilinearMLP) -> object:
     return torch.linalg.eigh(tensor(whole))
 
 
+def dense_features(layer: Bilinear, features: Tensor) -> object:
+    return torch.linalg.eigh(features @ tensor(layer) @ features.mT)
+
+
+def dense_matrix(matrix: Tensor) -> object:
+    return torch.linalg.eigh((matrix + matrix.mT) / 2)
+
+
+def dense_hosvd(layer: Bilinear) -> object:
+    return torch.linalg.svd(tensor(layer).flatten(1), full_matrices=False)
+
+
+def dense_cosine(first: Bilinear, second: Bilinear) -> Tensor:
+    a, b = tensor(first), tensor(second)
+    return (a * b).sum() / a.norm() / b.norm()
+
+
+def cases(dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], object], Callable[[], object]]]:
+    """Task, size, the dense way and ours."""
+    decompose = partial(interp.decompose, solved_in=dtype)
+    for d, h, outputs in LAYERS:
+        layer = Bilinear(d, h, outputs).to(dtype)
+        yield (
+            "layer",
+            f"d={d} h={h} outputs={outputs}",
+            partial(dense_layer, layer),
+            partial(decompose, layer),
+        )
+    for d, h, outputs in EMBEDDED:
+        model = BilinearMLP(d, h, outputs).to(dtype)
+        size = f"d={d} embedded in {h}, h={h} outputs={outputs}"
+        yield "embedded", size, partial(dense_embedded, model), partial(decompose, model)
+    for d, h, n, outputs in FEATURES:
+        layer, features = Bilinear(d, h, outputs).to(dtype), torch.randn(n, d, dtype=dtype)
+        size = f"d={d} h={h} features={n} outputs={outputs}"
+        ours = partial(decompose, layer, features=features)
+        yield "features", size, partial(dense_features, layer, features), ours
+    for d, width in HEADS:
+        form = FactoredForm(*torch.randn(2, width, d).double(), dtype=dtype)
+        matrix = form.matrix().to(dtype)
+        yield (
+            "head QK",
+            f"d={d} width={width}",
+            partial(dense_matrix, matrix),
+            partial(form.decompose, solved_in=dtype),
+        )
+    first, second = (Bilinear(784, 256, 10).to(dtype) for _ in range(2))
+    size = "d=784 h=256 outputs=10"
+    yield "HOSVD", size, partial(dense_hosvd, first), partial(interp.hosvd, first)
+    yield "similarity", size, partial(dense_cosine, first, second), partial(interp.similarity, first, second)
+
+
 def main() -> None:
     torch.manual_seed(0)
     rows = []
-    for d, h, outputs in LAYERS:
-        layer = Bilinear(d, h, outputs)
-        size = f"d={d} h={h} outputs={outputs}"
-        dense = lambda layer=layer: torch.linalg.eigh(tensor(layer))
-        rows.append(compared("layer", size, dense, lambda layer=layer: interp.decompose(layer), d > 512))
-    for d, h, outputs in EMBEDDED:
-        model = BilinearMLP(d, h, outputs)
-        size = f"d={d} embedded in {h}, h={h} outputs={outputs}"
+    found = ((dtype, case) for dtype in (torch.float32, torch.float64) for case in cases(dtype))
+    for dtype, (task, size, dense, ours) in found:
+        ours()
+        with torch.no_grad():
+            started = time.perf_counter()
+            dense()
+            taken = time.perf_counter() - started
+            repeats = 9 if taken < 0.2 else 3 if taken < 5 else 1
+            seconds = measure.interleaved({"dense": dense, "ours": ours}, repeats=repeats, warmups=0)
+        ratio = seconds["dense"] / seconds["ours"]
         rows.append(
-            compared("embedded", size, lambda m=model: embedded(m), lambda m=model: interp.decompose(m), True)
+            {
+                "dtype": str(dtype).removeprefix("torch."),
+                "task": task,
+                "size": size,
+                **{f"{k}_ms": 1e3 * v for k, v in seconds.items()},
+                "ratio": ratio,
+            }
         )
-    for d, h, n, outputs in FEATURES:
-        layer, features = Bilinear(d, h, outputs), torch.randn(n, d)
-        size = f"d={d} h={h} features={n} outputs={outputs}"
-        dense = lambda layer=layer, features=features: projected(layer, features)
-        ours = lambda layer=layer, features=features: interp.decompose(layer, features=features)
-        rows.append(compared("features", size, dense, ours, True))
-    for d, width in HEADS:
-        form = FactoredForm(*torch.randn(2, width, d).double(), dtype=torch.float32)
-        matrix = form.matrix().float()
-        dense = lambda matrix=matrix: torch.linalg.eigh((matrix + matrix.mT) / 2)
-        rows.append(
-            compared("head QK", f"d={d} width={width}", dense, lambda form=form: form.decompose(), True)
-        )
-    first, second = Bilinear(784, 256, 10), Bilinear(784, 256, 10)
-    size = "d=784 h=256 outputs=10"
-    unfolded = lambda: torch.linalg.svd(tensor(first).flatten(1), full_matrices=False)
-    rows.append(compared("HOSVD", size, unfolded, lambda: interp.hosvd(first), True))
-    rows.append(
-        compared(
-            "similarity", size, lambda: cosine(first, second), lambda: interp.similarity(first, second), True
-        )
-    )
+        print(rows[-1], flush=True)
     measure.write("decompose", rows, "torch")
-
-
-def cosine(first: Bilinear, second: Bilinear) -> Tensor:
-    a, b = tensor(first), tensor(second)
-    return (a * b).sum() / a.norm() / b.norm()
 
 
 if __name__ == "__main__":

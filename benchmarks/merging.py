@@ -1,11 +1,12 @@
 """Merging measured: digits, MNIST against width and training time, a counterexample, BatchNorm networks.
 
-    WEIGHTSPACE_DATA=... OMP_NUM_THREADS=1 python benchmarks/merging.py [digits] [width] [time] [counterexample] [norm]
+    WEIGHTSPACE_DATA=... OMP_NUM_THREADS=1 python benchmarks/merging.py [PART ...]        default: all of them
 
 Every part trains its networks from fixed seeds and takes one to ten minutes of one CPU core.
 
 digits: N perceptrons 64-128-128-10 on scikit-learn's digits (1400 images to train on, 397 to test), merged; accuracy
     lost against their mean, over five splits. Without data, then with REPAIR on the training images.
+balanced: the same networks, each of their units scaled to the least weights first (`balance_units`).
 width, time: Git Re-Basin, sections 5.1 and 5.2, on MNIST: the barrier before and after alignment against the width
     of the network and against the epochs it was trained for.
 counterexample: Git Re-Basin's limit: two small networks that solve the same task and which no permutation joins,
@@ -38,6 +39,7 @@ from weightspace import (
     Reference,
     Universe,
     align,
+    balance_units,
     barrier,
     merge,
     path_curvature,
@@ -111,7 +113,7 @@ METHODS = {"average": Average(), "reference": Reference(), "merge many": MergeMa
 TARGETS = {2: 0.5, 4: 1.0, 6: 2.0, 20: 4.0}
 
 
-def digits(epochs: int = 30, splits: int = 5) -> list[Row]:
+def digits(epochs: int = 30, splits: int = 5, *, balance: bool = False) -> list[Row]:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -123,6 +125,8 @@ def digits(epochs: int = 30, splits: int = 5) -> list[Row]:
         train, test = ((images[part], labels[part]) for part in rows)
         networks = train_together((64, 128, 128, 10), train, models=20, epochs=epochs, batch=64, seed=split)
         alone = [accuracy(network, test) for network in networks]
+        if balance:
+            networks = [balance_units(network).network for network in networks]
         for count, (name, method) in itertools.product(TARGETS, METHODS.items()):
             started = time.perf_counter()
             merged = merge(networks[:count], method=method)
@@ -139,7 +143,7 @@ def digits(epochs: int = 30, splits: int = 5) -> list[Row]:
             found.setdefault((count, name), []).append((mean, *drops, *losses, merged.objective, seconds))
     return [
         {
-            "part": "digits", "models": count, "method": name, "splits": splits,
+            "part": "balanced" if balance else "digits", "models": count, "method": name, "splits": splits,
             **dict(zip(("alone", "drop", "drop_repaired", "loss", "loss_repaired", "objective", "seconds"),
                        (statistics.mean(column) for column in zip(*values, strict=True)), strict=True)),
             "drops": [round(value[1], 2) for value in values],
@@ -147,6 +151,10 @@ def digits(epochs: int = 30, splits: int = 5) -> list[Row]:
         }
         for (count, name), values in found.items()
     ]  # fmt: skip
+
+
+def balanced() -> list[Row]:
+    return digits(balance=True)
 
 
 # ---- MNIST -----------------------------------------------------------------------------------------------
@@ -315,6 +323,7 @@ def norm() -> list[Row]:
 
 PARTS = {
     "digits": digits,
+    "balanced": balanced,
     "width": width,
     "time": training_time,
     "counterexample": counterexample,

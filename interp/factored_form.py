@@ -48,7 +48,7 @@ class FactoredForm:
         """Return M, (d_out, d_in)."""
         return self.left.mT @ self.right
 
-    def decompose(self, *, top: int | None = None) -> Decomposition:
+    def decompose(self, *, top: int | None = None, solved_in: torch.dtype = torch.float64) -> Decomposition:
         r"""Eigenpairs of the symmetric part, $x^\top M x = \sum \lambda_i (v_i \cdot x)^2$, as one direction.
 
         Raises:
@@ -61,7 +61,7 @@ class FactoredForm:
             x if self.padded else torch.nn.functional.pad(x, (0, 1)) for x in (self.left, self.right)
         )
         form = QuadraticForm(left, right, left.new_ones(1, len(left)), zero, (size,), self.dtype)
-        return decompose_form(form, left.new_ones(1, 1), top=top, padded=self.padded)
+        return decompose_form(form, left.new_ones(1, 1), top=top, padded=self.padded, solved_in=solved_in)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         r"""Return (U, S, V) with $M = U^\top \mathrm{diag}(S) V$: (r, d_out), (r,) descending, (r, d_in).

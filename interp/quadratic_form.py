@@ -54,6 +54,8 @@ class QuadraticForm:
     def affine_parts(self) -> tuple[Tensor, Tensor]:
         """Return the linear and the constant part of every output, (o, d) and (o,)."""
         b, c = self.left[:, -1:], self.right[:, -1:]
+        if self.is_homogeneous:
+            return torch.zeros_like(self.affine[:, :-1]), torch.zeros_like(self.affine[:, -1])
         linear = self.output @ (c * self.left[:, :-1] + b * self.right[:, :-1])
         return linear + self.affine[:, :-1], self.output @ (b * c)[:, 0] + self.affine[:, -1]
 
@@ -85,7 +87,9 @@ def form_of_layer(layer: Bilinear) -> QuadraticForm:
         weight = linear.weight.detach().double().cpu()
         bias = weight.new_zeros(len(weight)) if linear.bias is None else linear.bias.detach().double().cpu()
         factors.append(torch.cat([weight, bias[:, None]], 1))
-        if not bool(torch.isfinite(factors[-1]).all()):
+        if not bool(
+            factors[-1].sum().isfinite() or factors[-1].isfinite().all()
+        ):  # the sum is quick, and may overflow
             raise NonFiniteError(f"the {name} factor of the bilinear layer has NaN or infinite entries")
     left, right, output = factors
     affine = left.new_zeros(len(output), left.shape[1])

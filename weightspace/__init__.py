@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from weightspace.balancing import Balanced as Balanced, balance_units as balance_units
     from weightspace.canonical_form import canonical_hash as canonical_hash, canonicalize as canonicalize
     from weightspace.common_order import Comparison as Comparison, compare as compare
     from weightspace.curvature import PathCurvature as PathCurvature, path_curvature as path_curvature
@@ -66,6 +67,7 @@ _EXPORTS = {
     "Alignment": "weightspace.matching",
     "ArchitectureError": "weightspace.errors",
     "Average": "weightspace.universe",
+    "Balanced": "weightspace.balancing",
     "Barrier": "weightspace.paths",
     "CheckpointError": "weightspace.errors",
     "Comparison": "weightspace.common_order",
@@ -96,6 +98,7 @@ _EXPORTS = {
     "WeightMatching": "weightspace.matching",
     "WeightspaceError": "weightspace.errors",
     "align": "weightspace.matching",
+    "balance_units": "weightspace.balancing",
     "barrier": "weightspace.paths",
     "canonical_hash": "weightspace.canonical_form",
     "canonicalize": "weightspace.canonical_form",

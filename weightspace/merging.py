@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightspace.balancing import balance_units
 from weightspace.deferred import DeferredTensors, chosen, templates
 from weightspace.errors import ArchitectureError, ShapeError
 from weightspace.matching.alignment import Matcher, corresponding_parameters
@@ -96,6 +97,7 @@ def merge(
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     repair_data: Tensor | Iterable[Any] | None = None,
     spec: SymmetrySpec | None = None,
+    balance: bool = False,
     deferred: bool = False,
 ) -> Merged:
     r"""Merge networks of equal structure: bring them into one neuron order, average, give units their statistics back.
@@ -115,6 +117,8 @@ def merge(
         example_inputs: to trace modules whose first layer is not Linear; default the first batch of `repair_data`.
         repair_data: inputs, without labels or with: one tensor, or batches as a DataLoader gives them.
         spec: the symmetries to use, under the first model's names; default `symmetry(models[0])`.
+        balance: scale the ReLU units of every model first so that its weights are least (`balance_units`), so that
+            models which differ in such scales alone are equal. All that `Merged` says is then about balanced models.
         deferred: work on one tensor at a time, and return, from networks, a network whose parameters are made at
             every look-up (`Network.deferred`): slower, in memory for a few tensors. `save` writes it. Not with
             `repair_data`, which runs and changes the whole network.
@@ -143,6 +147,12 @@ def merge(
     if deferred and batches is None:
         networks = [network.deferred() for network in networks]
     plain = [_under_names(networks[0], network, own) for network, own in zip(networks, names, strict=True)]
+    notes = []
+    if balance:
+        scalings = symmetry(networks[0], continuous=True)
+        if not any(group.kind == "positive" for group in scalings.groups):
+            notes.append("no unit of these networks may be rescaled; balancing changed nothing")
+        plain = [balance_units(network, spec=scalings).network for network in plain]
     permutations = method.order(Ensemble(spec, tuple(plain), matcher))
     aligned = [
         permute(network, spec, elements) for network, elements in zip(plain, permutations, strict=True)
@@ -150,7 +160,6 @@ def merge(
     for network, elements in zip(plain, permutations, strict=True):
         _require_preserved(network, spec, elements)
     average, average_before = (_averaged(group, shares, path) for group in (aligned, plain))
-    notes = []
     merged, restored = average, None
     if batches is not None:
         restored = restore_statistics(average, aligned, batches, weights=shares)

@@ -50,6 +50,9 @@ def merge_command(
         list[float] | None,
         typer.Option("--weight", help="Share of a file in the average; once per file, in order."),
     ] = None,
+    balance: Annotated[
+        bool, typer.Option("--balance", help="First scale the ReLU units of every file to the least weights.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the order in which files are visited.")] = 0,
     architecture: Architecture = None,
     activation: Activation = None,
@@ -77,7 +80,9 @@ def merge_command(
     }[method]
     deferred = defers(files, low_memory)
     networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in files]
-    merged = merge(networks, method=strategy, weights=weight, path=path.value, deferred=deferred)
+    merged = merge(
+        networks, method=strategy, weights=weight, path=path.value, balance=balance, deferred=deferred
+    )
     assert isinstance(merged.model, Network)
     merged.model.save(output)
     for network in networks:

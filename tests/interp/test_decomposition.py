@@ -502,3 +502,13 @@ def test_an_embedding_is_used_and_leaves_the_spectrum_as_it_is(bias, dtype):
     other = interp.decompose(model)
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     torch.testing.assert_close(other.values, decomposition.values, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("hidden", [2, 9])
+def test_eigenproblems_in_single_precision_keep_its_accuracy(hidden):
+    torch.manual_seed(0)
+    layer = Bilinear(16, hidden, 3, bias=True)
+    x = torch.randn(200, 16)
+    expected = layer(x).detach()
+    got = interp.decompose(layer, solved_in=torch.float32).explain(x).sum(-1)
+    assert float((got - expected).abs().max() / expected.abs().max()) < 5e-6
