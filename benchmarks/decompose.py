@@ -2,7 +2,7 @@
 
 The dense way is what published code does: form the (o, d, d) tensor, then batched `torch.linalg.eigh`, the singular
 value decomposition of its unfolding, or sums over its entries. `interp` reads the module, checks it, and returns the
-finished decomposition. Eigenproblems are solved in the dtype of the row by both; `hosvd` and `similarity` of ours always
+finished decomposition. Eigenproblems are solved in the dtype of the row by both; our `hosvd` and `similarity` always
 compute in float64.
 """
 

@@ -122,7 +122,7 @@ def _heads(
         place = index * len(group.weight) // count if group else index
         if query and key and query.source == key.source:
             scale = query.weight.shape[2] ** -0.5 if attention.scale is None else attention.scale
-            qk = _scores(query.at(index, offset), key.at(place, 0), scale, dtype)
+            qk = _scores(query.at(index, offset if rotary else 0), key.at(place, 0), scale, dtype)
         if value and outputs is not None:
             ov = FactoredForm(outputs[index].mT, value.weight[place, 0], dtype=dtype)
         for form in (qk, ov):

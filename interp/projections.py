@@ -73,11 +73,17 @@ class ProjectionReader:
         while True:
             node = self.network.node(max(needed, key=self.position.__getitem__))
             moving = [each for each in node.inputs if each in self.moving]
-            # The first value that everything comes from, unless it is the gain or the bias of a norm written out, or
+            # The first value that everything comes from, unless it is the gain or the bias of a norm written out (and
+            # not learned positions), or
             # is arranged otherwise than (batch, time, d) or (time, batch, d).
             projected = any(isinstance(each.operation, _PROJECTING) for each in region)
             arranged = len(node.shape) != 3 or None not in node.shape[:2]
-            gain = len(moving) == 1 and isinstance(node.operation, _GAINS)
+            still = (self.constants[each].shape[:-1] for each in node.inputs if each in self.constants)
+            gain = (
+                len(moving) == 1
+                and isinstance(node.operation, _GAINS)
+                and all(shape.numel() == 1 for shape in still)
+            )
             if (
                 len(needed) == 1
                 and projected
@@ -99,13 +105,14 @@ class ProjectionReader:
             return None
         region.sort(key=lambda each: self.position[each.name])
         time, width = start.shape[0] or start.shape[1] or 1, start.shape[2] or 1
-        if not _free_batch(region):
+        basis = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
+        probe = torch.randn(2, time, width, generator=torch.Generator().manual_seed(0)).double()
+        columns, values = (
+            self._run(start, region, inputs) for inputs in (basis[:, None].expand(-1, time, -1), probe)
+        )
+        if columns is None or values is None:
             notes.append(f"{name!r} has a fixed batch size or mixes the samples of a batch")
             return None
-        basis = torch.cat([torch.zeros(1, width), torch.eye(width)]).double()
-        columns = self._run(start, region, basis[:, None].expand(-1, time, -1))
-        probe = torch.randn(2, time, width, generator=torch.Generator().manual_seed(0)).double()
-        values = self._run(start, region, probe)
         if transposed:
             columns, values = columns.mT, values.mT
         if columns.ndim != 4:
@@ -127,8 +134,11 @@ class ProjectionReader:
                 weight = weight * held["weight"]
         return Projection(start.name, weight, bias)
 
-    def _run(self, start: Node, region: Sequence[Node], inputs: Tensor) -> Tensor:
-        """The value of the last node of a region for values of `start`, some at a time; both with the batch first."""
+    def _run(self, start: Node, region: Sequence[Node], inputs: Tensor) -> Tensor | None:
+        """The value of the last node of a region for values of `start`, some at a time; both with the batch first.
+
+        None if other batches than the traced one do not go through.
+        """
         results = []
         batch, last = start.shape.index(None), region[-1].shape.index(None)
         for rows in inputs.split(_COLUMNS):
@@ -137,7 +147,10 @@ class ProjectionReader:
                 taken = tuple(
                     values[each] if each in values else self.constants[each] for each in node.inputs
                 )
-                values[node.name] = node.operation.evaluate(taken, self.network.weights(node))
+                try:
+                    values[node.name] = node.operation.evaluate(taken, self.network.weights(node))
+                except RuntimeError:  # a reshape to sizes that fit the traced batch alone
+                    return None
             results.append(values[region[-1].name].transpose(0, last))
         return torch.cat(results)
 
@@ -156,13 +169,13 @@ class ProjectionReader:
         if not any(isinstance(each.operation, _PROJECTING) for each in chain):
             notes.append(f"no linear map follows {node.name!r}")
             return node.name, None
-        if not _free_batch(chain):
-            notes.append(f"{chain[-1].name!r} has a fixed batch size or mixes the samples of a batch")
-            return node.name, None
         _, heads, time, width = (size or 1 for size in node.shape)
         count = heads * width
         basis = torch.cat([torch.zeros(1, count), torch.eye(count)]).double().reshape(-1, heads, 1, width)
         columns = self._run(node, chain, basis.expand(-1, -1, time, -1))
+        if columns is None:
+            notes.append(f"{chain[-1].name!r} has a fixed batch size or mixes the samples of a batch")
+            return node.name, None
         weight = columns[1:, 0] - columns[:1, 0]
         probe = torch.randn(2, heads, time, width, generator=torch.Generator().manual_seed(0)).double()
         expected = probe.transpose(1, 2).flatten(2)
@@ -172,13 +185,9 @@ class ProjectionReader:
         return chain[-1].name, weight.unflatten(0, (heads, width)).mT
 
 
-def _free_batch(nodes: Sequence[Node]) -> bool:
-    """Whether other batches than the traced one go through the nodes."""
-    return all(
-        None in node.shape and not (isinstance(node.operation, op.Reshape) and -1 not in node.operation.shape)
-        for node in nodes
+def _agree(got: Tensor | None, expected: Tensor) -> bool:
+    return (
+        got is not None
+        and got.shape == expected.shape
+        and bool((got - expected).abs().max() <= 1e-9 * expected.abs().max())
     )
-
-
-def _agree(got: Tensor, expected: Tensor) -> bool:
-    return got.shape == expected.shape and bool((got - expected).abs().max() <= 1e-9 * expected.abs().max())

@@ -78,7 +78,7 @@ def _moving(network: Network) -> set[str]:
 
 def _multiplies(node: Node, moving: set[str]) -> bool:
     if node.operation in (op.Power(exponent=2), op.Pointwise(name="square")):
-        return True
+        return node.name in moving
     return isinstance(node.operation, op.Multiply | op.Bilinear) and all(n in moving for n in node.inputs)
 
 

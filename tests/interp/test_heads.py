@@ -103,7 +103,7 @@ def normalized(network, values, head):
     x = values[head.source]
     if isinstance(node.operation, op.LayerNorm | op.RMSNorm):
         held = network.weights(node)
-        return (x - held.get("bias", 0.0)) / held["weight"]
+        return (x - held.get("bias", 0.0)) / held.get("weight", 1.0)
     return x
 
 
@@ -287,6 +287,29 @@ def test_transformers_architectures(name, heads, rotary):
         scores, _ = scores_and_values(network, values, head)
         got = torch.einsum("bi,ij,bj->b", stream[:, 3], head.qk.matrix(), stream[:, 2])
         torch.testing.assert_close(got, scores[:, head.index, 3, 2].double(), rtol=1e-5, atol=1e-7)
+
+
+def test_learned_positions_are_part_of_the_stream():
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.positions = nn.Parameter(torch.randn(6, 8))
+            self.attention = Attention(8, 2)
+
+        def forward(self, x):
+            return self.attention(x + self.positions)
+
+    torch.manual_seed(0)
+    model, x = Positions().double(), torch.randn(2, 6, 8, dtype=torch.float64)
+    network = weightspace.trace(model, x)
+    values = network.to_module().values(x)
+    for head in interp.find_heads(network):
+        assert isinstance(network.node(head.source).operation, op.Add)
+        assert not head.qk.padded
+        scores, _ = scores_and_values(network, values, head)
+        stream = values[head.source]
+        got = torch.einsum("bi,ij,bj->b", stream[:, 3], head.qk.matrix(), stream[:, 1])
+        torch.testing.assert_close(got, scores[:, head.index, 3, 1], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
