@@ -215,7 +215,10 @@ def decompose_form(
     kept = values.shape[1] if top is None else min(top, values.shape[1])
     vectors = pairs.vectors.mT.take_along_dim(order[:, :kept, None], 1)
     if lift is not None:
-        vectors = fix_signs(lift.to(solved_in) @ vectors.mT).mT
+        # Rows times matrices leave each vector in one piece of memory, which halves the time of the sign rule.
+        for factor in lift:
+            vectors = vectors @ factor.to(solved_in).mT
+        vectors = fix_signs(vectors.mT).mT
     dtype = form.dtype if form.dtype in (torch.float32, torch.float64) else torch.float32
     tolerance = torch.finfo(dtype).eps ** 0.5
     linear, constant = (directions @ part for part in form.affine_parts())
@@ -239,16 +242,15 @@ def decompose_form(
 
 def _reduction(
     form: QuadraticForm, padded: bool, features: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    r"""A smaller space that holds all eigenvectors: (reduce, lift), shapes (d, r) and (n, r), or None.
+) -> tuple[Tensor | None, tuple[Tensor, ...] | None]:
+    r"""A smaller space that holds all eigenvectors: how to get there, (d, r), and back, factors from (r, .) to (., n).
 
     The QR factorization $F = BT$ of features (n, d) gives $F Q F^\top = B (T Q T^\top) B^\top$; that of an
     embedding, $E^\top = BT$, gives $Q = B (B^\top Q B) B^\top$. B has orthonormal columns whatever the rank.
     """
     if features is not None:
         factor = torch.block_diag(features, features.new_ones(1, 1)) if padded else features
-        basis, triangle = torch.linalg.qr(factor)
-        return triangle.mT, basis
+        return _factorized(factor)
     hidden, size = len(form.left), math.prod(form.input_shape)
     if form.embedding is None or len(form.embedding) >= min(size, 2 * hidden):
         return None, None
@@ -260,7 +262,20 @@ def _reduction(
     else:
         rows = rows[:, :-1]
     basis, _ = torch.linalg.qr(rows.mT)
-    return basis, basis
+    return basis, (basis,)
+
+
+def _factorized(features: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """T' and the factors of B = F T^-1, from the Gram matrix of F where that costs no digit that counts."""
+    gram = features.mT @ features
+    squared = kernels.eigvalsh(gram)  # of the condition number
+    if len(features) >= features.shape[1] and bool(squared[-1] <= 1e6 * squared[0]):
+        lower = torch.linalg.cholesky(gram)
+        identity = torch.eye(len(gram), dtype=gram.dtype)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        return lower, (inverse.mT, features)
+    basis, triangle = torch.linalg.qr(features)
+    return triangle.mT, (basis,)
 
 
 def _features(features: Tensor, form: QuadraticForm) -> Tensor:
@@ -270,7 +285,7 @@ def _features(features: Tensor, form: QuadraticForm) -> Tensor:
         raise ShapeError(
             f"features need the shape (n, {size}), one row in input space for each; they have {tuple(rows.shape)}"
         )
-    if not bool(torch.isfinite(rows).all()):
+    if not bool(rows.sum().isfinite() or rows.isfinite().all()):  # the sum is quick, and may overflow
         raise NonFiniteError("features have NaN or infinite entries; give finite numbers")
     return rows
 

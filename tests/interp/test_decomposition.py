@@ -440,13 +440,15 @@ RELATIVE = {torch.float32: 5e-6, torch.float64: 1e-12}
 
 @dtypes
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+@pytest.mark.parametrize("rank", ["full", "low"])
 @pytest.mark.parametrize("count", [4, 6, 30])
 @pytest.mark.parametrize("hidden", [2, 9])
-def test_eigenvectors_over_features_are_those_of_the_full_matrix(hidden, count, bias, dtype):
+def test_eigenvectors_over_features_are_those_of_the_full_matrix(hidden, count, rank, bias, dtype):
     torch.manual_seed(0)
     layer = Bilinear(6, hidden, 3, bias=bias).to(dtype)
     features = torch.randn(count, 6, dtype=dtype)
-    features[1] = 2 * features[0]  # a rank below min(n, d)
+    if rank == "low":
+        features[1] = 2 * features[0]
     decomposition = interp.decompose(layer, features=features)
     assert decomposition.padded == bias
     assert decomposition.vectors.shape[2] == count + bias
