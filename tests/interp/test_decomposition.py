@@ -514,3 +514,26 @@ def test_eigenproblems_in_single_precision_keep_its_accuracy(hidden):
     expected = layer(x).detach()
     got = interp.decompose(layer, solved_in=torch.float32).explain(x).sum(-1)
     assert float((got - expected).abs().max() / expected.abs().max()) < 5e-6
+
+
+@dtypes
+@pytest.mark.parametrize("condition", [10.0, 900.0, 1100.0, 1e6])
+@pytest.mark.parametrize("seed", range(3))
+def test_features_may_be_close_to_dependent(seed, condition, dtype):
+    torch.manual_seed(seed)
+    layer = Bilinear(12, 15, 3, bias=True).to(dtype)
+    left, _, right = torch.linalg.svd(torch.randn(40, 12, dtype=torch.float64), full_matrices=False)
+    features = ((left * condition ** -torch.linspace(0, 1, 12, dtype=torch.float64)) @ right).to(dtype)
+    decomposition = interp.decompose(layer, features=features)
+    activations = torch.rand(50, 40, dtype=dtype)
+    expected = layer(activations @ features).detach()
+    error = (decomposition.explain(activations).sum(-1) - expected).abs().max() / expected.abs().max()
+    assert float(error) < RELATIVE[dtype]
+    gram = (decomposition.vectors @ decomposition.vectors.mT).double()
+    identity = torch.eye(gram.shape[1], dtype=torch.float64).expand_as(gram)
+    torch.testing.assert_close(gram, identity, rtol=0, atol=2e-10 if dtype == torch.float64 else 1e-5)
+
+
+def test_features_that_are_zero_have_a_zero_form():
+    decomposition = interp.decompose(randomized_bilinear(bias=False), features=torch.zeros(9, 6))
+    assert not decomposition.values.any()
