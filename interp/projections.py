@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interp.constants import constant_values
 from weightspace import operations as op
 from weightspace.errors import ShapeError
 from weightspace.network import Network, Node
@@ -58,14 +59,8 @@ class ProjectionReader:
     def __init__(self, network: Network):
         self.network = network
         self.position = {node.name: index for index, node in enumerate(network.nodes)}
-        self.moving: set[str] = set()
-        self.constants: dict[str, Tensor] = {}
-        for node in network.nodes:
-            if isinstance(node.operation, op.Input) or any(name in self.moving for name in node.inputs):
-                self.moving.add(node.name)
-            else:
-                inputs = tuple(self.constants[name] for name in node.inputs)
-                self.constants[node.name] = node.operation.evaluate(inputs, network.weights(node))
+        self.constants = constant_values(network)
+        self.moving = self.position.keys() - self.constants.keys()
 
     def projection(self, name: str, notes: list[str], transposed: bool = False) -> Projection | None:
         """The affine map from the stream to the value `name`, by walking back to where everything comes from."""

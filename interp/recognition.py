@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from interp.constants import constant_values
 from interp.interpreter import Interpreter, TooDeepError
 from interp.quadratic_form import QuadraticForm, form_of_layer
-from weightspace import operations as op
 from weightspace.errors import ArchitectureError, ShapeError, UnsupportedOperationError
 from weightspace.layers import Bilinear
 from weightspace.network import Network, Node, require_finite
@@ -69,7 +69,7 @@ def recognize_layers(
     samples = _samples(exact, source, data)
     dtype = getattr(torch, network.node(network.outputs[0]).dtype)
     with torch.no_grad():
-        cuts = _cuts(exact, source, _constants(exact), samples if data is not None else {})
+        cuts = _cuts(exact, source, constant_values(exact), samples if data is not None else {})
         forms = []
         for run, start, stop, narrow in cuts:
             embedding = None if narrow is None else run.affine_map(narrow)
@@ -148,16 +148,6 @@ def _samples(network: Network, source: Node, data: Tensor | None) -> dict[str, T
         )
     with torch.no_grad():
         return network.to_module().values(data.double().cpu())  # type: ignore[operator]
-
-
-def _constants(network: Network) -> dict[str, Tensor]:
-    """Values of the nodes that do not depend on the input."""
-    constants: dict[str, Tensor] = {}
-    for node in network.nodes:
-        if not isinstance(node.operation, op.Input) and all(name in constants for name in node.inputs):
-            inputs = tuple(constants[name] for name in node.inputs)
-            constants[node.name] = node.operation.evaluate(inputs, network.weights(node))
-    return constants
 
 
 def _cuts(

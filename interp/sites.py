@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from interp.constants import constant_values
 from weightspace import operations as op
 from weightspace.network import Network, Node
 from weightspace.reading import as_network
@@ -62,18 +63,10 @@ def find_sites(
         ArchitectureError: a module that cannot be traced.
     """
     network = as_network(model, example_inputs)
-    moving = _moving(network)
-    found = (_site(network, node, moving) for node in network.nodes if _multiplies(node, moving))
+    constants = constant_values(network)
+    moving = {node.name for node in network.nodes} - constants.keys()
+    found = (_site(network, node, moving, constants) for node in network.nodes if _multiplies(node, moving))
     return tuple(site for site in found if site)
-
-
-def _moving(network: Network) -> set[str]:
-    """Names of the nodes that depend on an input."""
-    moving: set[str] = set()
-    for node in network.nodes:
-        if isinstance(node.operation, op.Input) or any(name in moving for name in node.inputs):
-            moving.add(node.name)
-    return moving
 
 
 def _multiplies(node: Node, moving: set[str]) -> bool:
@@ -82,7 +75,9 @@ def _multiplies(node: Node, moving: set[str]) -> bool:
     return isinstance(node.operation, op.Multiply | op.Bilinear) and all(n in moving for n in node.inputs)
 
 
-def _site(network: Network, product: Node, moving: set[str]) -> BilinearSite | None:
+def _site(
+    network: Network, product: Node, moving: set[str], constants: Mapping[str, Tensor]
+) -> BilinearSite | None:
     position = {node.name: index for index, node in enumerate(network.nodes)}
     region = [product]
     needed = {name for name in product.inputs if name in moving}
@@ -104,7 +99,8 @@ def _site(network: Network, product: Node, moving: set[str]) -> BilinearSite | N
         return None
     end = position[source]
     inside = [node for node in region if position[node.name] > end] + target
-    layer = _cut_out(network, network.node(source), sorted(inside, key=lambda node: position[node.name]))
+    inside.sort(key=lambda node: position[node.name])
+    layer = _cut_out(network, network.node(source), inside, constants)
     return layer and BilinearSite(
         product.name, source, inside[-1].name if target else product.name, gates, layer
     )
@@ -174,8 +170,10 @@ def _scalar_functions(name: str, network: Network, moving: set[str]) -> list[Nod
         node = open_nodes.pop()
 
 
-def _cut_out(network: Network, source: Node, inside: list[Node]) -> Network | None:
-    """The nodes as a network whose batch is all positions; None if a constant has several rows."""
+def _cut_out(
+    network: Network, source: Node, inside: list[Node], constants: Mapping[str, Tensor]
+) -> Network | None:
+    """The nodes as a network whose batch is all positions; None if another value of the input enters."""
     width = source.shape[-1]
     dtype = source.dtype
     nodes = [Node(source.name, op.Input(), (), (None, width), dtype)]
@@ -183,9 +181,12 @@ def _cut_out(network: Network, source: Node, inside: list[Node]) -> Network | No
     parameters: dict[str, Tensor] = {}
     for node in inside:
         for name in node.inputs:
-            if name not in names and not _add_constant(network, name, nodes, parameters):
+            if name in names:
+                continue
+            if name not in constants:
                 return None
-            names.setdefault(name, name)
+            _add_constant(network.node(name), constants[name], nodes, parameters)
+            names[name] = name
         operation = node.operation
         if isinstance(operation, op.Reshape):
             names[node.name] = names[node.inputs[0]]
@@ -200,19 +201,7 @@ def _cut_out(network: Network, source: Node, inside: list[Node]) -> Network | No
     return Network(tuple(nodes), (names[inside[-1].name],), parameters, frozenset(buffers))
 
 
-def _add_constant(network: Network, name: str, nodes: list[Node], parameters: dict[str, Tensor]) -> bool:
-    """Add a node that holds a value made from parameters alone, as one row; False if it depends on an input."""
-    value = _constant(network, name)
-    if value is None:
-        return False
-    parameters[name] = value.detach().reshape(value.shape[-1:])
-    nodes.append(Node(name, op.Parameter(value=name), (), tuple(value.shape[-1:]), network.node(name).dtype))
-    return True
-
-
-def _constant(network: Network, name: str) -> Tensor | None:
-    node = network.node(name)
-    inputs = [value for source in node.inputs if (value := _constant(network, source)) is not None]
-    if isinstance(node.operation, op.Input) or len(inputs) < len(node.inputs):
-        return None
-    return node.operation.evaluate(tuple(inputs), network.weights(node))
+def _add_constant(node: Node, value: Tensor, nodes: list[Node], parameters: dict[str, Tensor]) -> None:
+    """Add a node that holds a value made from parameters alone, as one row."""
+    parameters[node.name] = value.detach().reshape(value.shape[-1:])
+    nodes.append(Node(node.name, op.Parameter(value=node.name), (), tuple(value.shape[-1:]), node.dtype))
