@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from weightspace.deferred import templates
 from weightspace.symmetry_spec import (
     LINEAR,
     PERMUTATION,
@@ -70,7 +71,13 @@ def described(state: State, kinds: Mapping[int, str] | None = None) -> SymmetryS
     carried = {f.name for entries in axes.values() for axis in entries for s in axis for f in s.factors}
     groups = tuple(group for group in groups if group.name in carried)
     moved = {name: entries for name, entries in axes.items() if any(entries)}
-    return SymmetrySpec(groups, moved, tuple(dict.fromkeys(frozen)))
+    network = state.network
+    shapes = {
+        name: tuple(tensor.shape)
+        for name, tensor in templates(network.parameters).items()
+        if name in moved or (name not in network.buffers and tensor.is_floating_point())
+    }
+    return SymmetrySpec(groups, moved, tuple(dict.fromkeys(frozen)), shapes)
 
 
 def linear_kinds(state: State) -> dict[int, str]:
@@ -143,7 +150,7 @@ def joined(permutations: SymmetrySpec, linear: SymmetrySpec) -> SymmetrySpec:
         )
         for parameter, entries in permutations.axes.items()
     }
-    return SymmetrySpec(tuple(groups), axes, permutations.frozen)
+    return SymmetrySpec(tuple(groups), axes, permutations.frozen, permutations.shapes)
 
 
 def _places(spec: SymmetrySpec, name: str) -> set[tuple[str, int, int, int, int]]:

@@ -99,6 +99,8 @@ class SymmetrySpec:
         axes: parameter name -> for each of its axes the segments that move (empty: a fixed axis); only parameters
             that some group moves.
         frozen: the units that are left alone, each with the operation and reason.
+        shapes: parameter name -> shape, of all trained parameters and everything that moves, in the order of the
+            network: the space that the groups act on. Empty in a spec written by hand for some parameters only.
     Raises:
         ArchitectureError: the description contradicts itself; the message names the entry.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3, for permutations of whole axes.
@@ -107,9 +109,12 @@ class SymmetrySpec:
     groups: tuple[Group, ...]
     axes: Mapping[str, tuple[Axis, ...]]
     frozen: tuple[Frozen, ...] = field(default=())
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _require_consistent(self)
+        if self.shapes:
+            self.require_fits(self.shapes)
 
     # ---- looking at it -----------------------------------------------------------------------------------
 
@@ -165,18 +170,18 @@ class SymmetrySpec:
         gone = set(names) | {group.name for group in self.groups if group.units in names}
         kept = tuple(group for group in self.groups if group.name not in gone)
         frozen = (Frozen(g.name, g.size, reason) for g in self.groups if g.name in gone)
-        return SymmetrySpec(kept, _pruned(self.axes, kept), (*self.frozen, *frozen))
+        return SymmetrySpec(kept, _pruned(self.axes, kept), (*self.frozen, *frozen), self.shapes)
 
     def only(self, kinds: Sequence[str]) -> SymmetrySpec:
         """Return the spec with the groups of some kinds; the others are left out, not reported as frozen."""
         kept = tuple(group for group in self.groups if group.kind in kinds)
-        return SymmetrySpec(kept, _pruned(self.axes, kept), self.frozen)
+        return SymmetrySpec(kept, _pruned(self.axes, kept), self.frozen, self.shapes)
 
     def renamed(self, names: Mapping[str, str]) -> SymmetrySpec:
         """Return the spec for a network whose parameters have other names."""
-        return SymmetrySpec(
-            self.groups, {names.get(name, name): axes for name, axes in self.axes.items()}, self.frozen
-        )
+        axes = {names.get(name, name): axes for name, axes in self.axes.items()}
+        shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
+        return SymmetrySpec(self.groups, axes, self.frozen, shapes)
 
     def require_fits(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Raise ShapeError naming the first axis of the spec that parameters of these shapes do not have."""
@@ -206,6 +211,7 @@ class SymmetrySpec:
                     for name, axes in self.axes.items()
                 },
                 "frozen": [asdict(entry) for entry in self.frozen],
+                "shapes": self.shapes,
             }
         )
 
@@ -238,7 +244,8 @@ class SymmetrySpec:
                 for name, entries in data["axes"].items()
             }
             frozen = tuple(Frozen(**entry) for entry in data.get("frozen", ()))
-            return cls(groups, axes, frozen)
+            shapes = {name: tuple(shape) for name, shape in data.get("shapes", {}).items()}
+            return cls(groups, axes, frozen, shapes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArchitectureError(
                 f"this is not the JSON of a symmetry spec: {type(error).__name__} {error}"

@@ -1,0 +1,278 @@
+"""Between parameters and channels: averages of blocks on the way in, broadcast sums on the way out.
+
+Everything that does not depend on numbers is decided when these modules are made; what runs are reshapes, index
+selections, means and additions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.equivariant.blocks import Block
+from weightspace.equivariant.partitions import Partition, Reading
+from weightspace.equivariant.plan import Plan
+from weightspace.equivariant.pooling import Pooling, new_query
+from weightspace.errors import ShapeError
+
+
+class BlockReader(nn.Module):
+    """From parameters (batch, *shape, channels) to one tensor per channel of the plan.
+
+    The tensor of a channel has shape (batch, kept sizes..., fixed entries of all readings x channels).
+    Raises, when called, ShapeError: features are missing or have another shape; the message names the parameter.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        shapes: Mapping[str, tuple[int, ...]],
+        pooling: Pooling,
+        channels: int,
+    ):
+        super().__init__()
+        self.shapes, self.pooling, self.channels = dict(shapes), pooling, channels
+        self.blocks = tuple((block.parameter, block.sizes, block.fixed) for block in plan.blocks)
+        for number, block in enumerate(plan.blocks):
+            register_selection(
+                self, f"places_{number}", block.places.reshape(-1), math.prod(shapes[block.parameter])
+            )
+        steps = _Steps(len(plan.blocks), nested=pooling.nested)
+        self.reads = tuple(
+            tuple(steps.reading(reading) for reading in channel.readings) for channel in plan.channels
+        )
+        self.steps = tuple(steps.steps)
+        self.queries = nn.ParameterList()
+        if not pooling.nested:
+            for step in self.steps:
+                width = plan.blocks[step.block].fixed * channels
+                self.queries.append(new_query(width if step.pooled else 0))
+
+    def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        flat = {name: self._flat(features, name) for name in self.shapes}
+        values = []
+        for number, (parameter, sizes, fixed) in enumerate(self.blocks):
+            places = getattr(self, f"places_{number}")
+            x = flat[parameter] if places is None else flat[parameter].index_select(1, places)
+            values.append(x.reshape(-1, *sizes, fixed * self.channels))
+        for number, step in enumerate(self.steps):
+            x = values[step.source]
+            if step.pooled:
+                axes = tuple(axis + 1 for axis in step.axes)
+                query = None if self.pooling.nested else self.queries[number]
+                values.append(self.pooling.pool(x, axes, query))
+            else:
+                values.append(_diagonal(x, *step.axes))
+        gathered = []
+        for reads in self.reads:
+            ordered = [values[value].permute(0, *order, -1) for value, order in reads]
+            gathered.append(ordered[0] if len(ordered) == 1 else torch.cat(ordered, -1))
+        return gathered
+
+    def _flat(self, features: Mapping[str, Tensor], name: str) -> Tensor:
+        shape = self.shapes[name]
+        if name not in features:
+            raise ShapeError(f"the layer reads parameter {name!r}, which is not among those given")
+        x = features[name]
+        if x.ndim != len(shape) + 2 or tuple(x.shape[1:-1]) != shape or x.shape[-1] != self.channels:
+            raise ShapeError(
+                f"features of {name!r} must have shape (batch, {', '.join(map(str, shape))}, {self.channels}); "
+                f"they have {tuple(x.shape)}"
+            )
+        return x.reshape(x.shape[0], -1, self.channels)
+
+
+class BlockWriter(nn.Module):
+    """From one tensor per channel, (batch, filled sizes..., fixed entries of writings x channels), to parameters."""
+
+    def __init__(self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], channels: int):
+        super().__init__()
+        self.channels = channels
+        self.shapes = dict(shapes)
+        self.blocks = tuple(
+            _BlockWriting(number, block, plan, channels) for number, block in enumerate(plan.blocks)
+        )
+        self.of_parameter = {
+            name: [n for n, block in enumerate(plan.blocks) if block.parameter == name] for name in shapes
+        }
+        for position, numbers in enumerate(self.of_parameter.values()):
+            places = torch.cat([plan.blocks[n].places.reshape(-1) for n in numbers])
+            register_selection(self, f"places_{position}", places.argsort(), len(places))
+
+    def forward(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        written = {}
+        for position, (name, numbers) in enumerate(self.of_parameter.items()):
+            parts = [
+                self.blocks[n].assemble(values).flatten(1).unflatten(1, (-1, self.channels)) for n in numbers
+            ]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            places = getattr(self, f"places_{position}")
+            x = x if places is None else x.index_select(1, places)
+            written[name] = x.reshape(-1, *self.shapes[name], self.channels)
+        return written
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Make one value from another: pool axes away, or take the diagonal of two axes."""
+
+    block: int
+    source: int
+    axes: tuple[int, ...]
+    pooled: bool
+
+
+class _Steps:
+    """The shortest chain of averages that makes all readings; values 0, 1, ... are the blocks themselves."""
+
+    def __init__(self, blocks: int, *, nested: bool):
+        self.steps: list[_Step] = []
+        self.blocks, self.nested = blocks, nested
+        self.made: dict[tuple[int, Partition], dict[frozenset[int], int]] = defaultdict(dict)
+
+    def reading(self, reading: Reading) -> tuple[int, tuple[int, ...]]:
+        """Return the value that holds a reading, and the order of its axes that the channel asks for."""
+        value = self._pooled(reading, frozenset(reading.kept))
+        standing = sorted(reading.kept)
+        return value, tuple(standing.index(part) + 1 for part in reading.kept)
+
+    def _pooled(self, reading: Reading, kept: frozenset[int]) -> int:
+        made = self.made[reading.block, reading.partition]
+        everything = frozenset(range(len(reading.partition)))
+        if everything not in made:
+            made[everything] = self._equal(reading.block, reading.partition)
+        if kept not in made:
+            larger = [parts for parts in made if parts > kept] if self.nested else [everything]
+            source = min(
+                larger, key=lambda parts: (len(parts), sum(reading.partition[p].size for p in parts))
+            )
+            standing = sorted(source)
+            axes = tuple(axis for axis, part in enumerate(standing) if part not in kept)
+            made[kept] = self._add(_Step(reading.block, made[source], axes, pooled=True))
+        return made[kept]
+
+    def _equal(self, block: int, partition: Partition) -> int:
+        """The block where indices of one part are equal, its axes in the order of the parts."""
+        value = block
+        for first, second in equalities(partition):
+            value = self._add(_Step(block, value, (first, second), pooled=False))
+        return value
+
+    def _add(self, step: _Step) -> int:
+        self.steps.append(step)
+        return self.blocks + len(self.steps) - 1
+
+
+def equalities(partition: Partition) -> list[tuple[int, int]]:
+    """Pairs of axes to take diagonals of, one after the other; what is left are the parts.
+
+    The diagonal of axes (i, j), i < j, stands where i stood.
+    """
+    axes = list(range(sum(len(part.members) for part in partition)))
+    pairs = []
+    for part in partition:
+        first, *others = sorted(part.members)
+        for other in others:
+            pairs.append((axes.index(first), axes.index(other)))
+            axes.remove(other)
+    return pairs
+
+
+def _diagonal(x: Tensor, first: int, second: int) -> Tensor:
+    """Entries with two equal indices, counted without the batch axis; the diagonal stands at `first`."""
+    return x.diagonal(0, first + 1, second + 1).movedim(-1, first + 1)
+
+
+class _BlockWriting:
+    """The sum of all contributions to one block."""
+
+    def __init__(self, number: int, block: Block, plan: Plan, channels: int):
+        self.sizes, self.width = block.sizes, block.fixed * channels
+        found: dict[Partition, dict[frozenset[int], list[_Slot]]] = {}
+        for place, channel in enumerate(plan.channels):
+            start = 0
+            for writing, fixed in zip(channel.writings, channel.written_fixed, strict=True):
+                if writing.block == number:
+                    order = tuple(writing.kept.index(part) + 1 for part in sorted(writing.kept))
+                    sums = found.setdefault(writing.partition, {})
+                    sums.setdefault(frozenset(writing.kept), []).append(_Slot(place, start * channels, order))
+                start += fixed
+        self.sums = [
+            (equalities(partition), _additions(len(partition), sums))
+            for partition, sums in sorted(found.items(), key=lambda entry: -len(entry[0]))
+        ]
+
+    def assemble(self, values: Sequence[Tensor]) -> Tensor:
+        """Return the block, shape (batch, moving sizes..., fixed x channels)."""
+        (_, additions), diagonals = self.sums[0], self.sums[1:]
+        total = self._summed(values, additions)
+        total = total.expand(total.shape[0], *self.sizes, self.width)
+        if diagonals:
+            total = total.clone()
+        for pairs, additions in diagonals:
+            view = total
+            for first, second in pairs:
+                view = _diagonal(view, first, second)
+            view.add_(self._summed(values, additions))
+        return total
+
+    def _summed(self, values: Sequence[Tensor], additions: Sequence[_Addition]) -> Tensor:
+        sums: list[Tensor] = []
+        for addition in additions:
+            total: Tensor | None = None
+            for slot in addition.slots:
+                x = values[slot.channel].narrow(-1, slot.start, self.width)
+                x = x.permute(0, *slot.order, -1)
+                total = x if total is None else total + x
+            for smaller, axes in addition.smaller:
+                x = sums[smaller]
+                for axis in axes:
+                    x = x.unsqueeze(axis + 1)
+                total = x if total is None else total + x
+            assert total is not None
+            sums.append(total)
+        return sums[-1]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a contribution stands: the channel, the first of its columns, and the order of its axes."""
+
+    channel: int
+    start: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Addition:
+    """The sum over slots that fill the same parts and over smaller sums, with the axes those are broadcast along."""
+
+    slots: tuple[_Slot, ...]
+    smaller: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def _additions(parts: int, slots: Mapping[frozenset[int], list[_Slot]]) -> list[_Addition]:
+    """Add small sums into larger ones before anything large is touched; the last sum is over all parts."""
+    everything = frozenset(range(parts))
+    kept = sorted(slots.keys() | {everything}, key=lambda chosen: (len(chosen), sorted(chosen)))
+    smaller: dict[frozenset[int], list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    additions = []
+    for number, filled in enumerate(kept):
+        additions.append(_Addition(tuple(slots.get(filled, ())), tuple(smaller[filled])))
+        if filled != everything:
+            into = next(larger for larger in kept[number + 1 :] if larger > filled)
+            smaller[into].append(
+                (number, tuple(a for a, part in enumerate(sorted(into)) if part not in filled))
+            )
+    return additions
+
+
+def register_selection(module: nn.Module, name: str, places: Tensor, size: int) -> None:
+    """Register the index of a selection along a flattened parameter; None where it selects all, in order."""
+    trivial = len(places) == size and torch.equal(places, torch.arange(size))
+    module.register_buffer(name, None if trivial else places, persistent=False)
