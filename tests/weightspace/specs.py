@@ -119,26 +119,20 @@ def count_orbits(spec: SymmetrySpec, *, pairs: bool) -> int:
 def act_on_features(
     spec: SymmetrySpec, element: Mapping[str, Tensor], features: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Permute features (batch, *shape, channels) by permuting the places of entries."""
+    """Permute features (batch, channels, *shape) by permuting the places of entries."""
     order = torch.from_numpy(entry_permutation(spec, element))
-    flat = flattened(spec, features)[:, order]
+    flat = flattened(spec, features)[:, :, order]
     sizes = [math.prod(shape) for shape in spec.shapes.values()]
-    parts = flat.split(sizes, 1)
+    parts = flat.split(sizes, 2)
     return {
-        name: part.reshape(part.shape[0], *shape, part.shape[-1])
-        for (name, shape), part in zip(spec.shapes.items(), parts)
+        name: part.reshape(*part.shape[:2], *shape) for (name, shape), part in zip(spec.shapes.items(), parts)
     }
 
 
 def flattened(spec: SymmetrySpec, features: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate features to (batch, entries, channels)."""
-    return torch.cat(
-        [
-            features[name].reshape(features[name].shape[0], math.prod(shape), features[name].shape[-1])
-            for name, shape in spec.shapes.items()
-        ],
-        1,
-    )
+    """Concatenate features to (batch, channels, entries)."""
+    parts = [features[name].reshape(*features[name].shape[:2], -1) for name in spec.shapes]
+    return torch.cat(parts, 2)
 
 
 def random_features(
@@ -146,7 +140,7 @@ def random_features(
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(batch, *shape, channels, dtype=dtype, generator=generator)
+        name: torch.randn(batch, channels, *shape, dtype=dtype, generator=generator)
         for name, shape in spec.shapes.items()
     }
 

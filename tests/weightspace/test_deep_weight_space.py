@@ -45,8 +45,8 @@ def test_permuting_inputs_changes_the_result(large):
     torch.manual_seed(0)
     spec = describe_perceptron((70 if large else 4, 5, 3))
     net = DeepWeightSpaceNet(spec, 2, dtype=torch.float64).eval()
-    features = {name: x[..., 0] for name, x in random_features(spec, 3, 1, torch.float64).items()}
-    swapped = {**features, "layers.0.weight": features["layers.0.weight"].flip(2)}
+    features = {name: x[:, 0] for name, x in random_features(spec, 3, 1, torch.float64).items()}
+    swapped = {**features, "layers.0.weight": features["layers.0.weight"].flip(-1)}
     assert (net(features) - net(swapped)).abs().max() > 1e-4
 
 
@@ -57,7 +57,7 @@ def test_training_reduces_the_loss(pooling, fixed):
     spec = describe_perceptron((2, 6, 1))
     net = DeepWeightSpaceNet(spec, 2, channels=(8, 8), pooling=pooling, fixed=fixed)
     features = random_features(spec, 64, 1, torch.float32)
-    target = features["layers.0.weight"][..., 0].amax(1)
+    target = features["layers.0.weight"][:, 0].amax(1)
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     losses = []
     for _ in range(60):
@@ -83,7 +83,7 @@ def test_compiles_without_graph_breaks():
     torch.manual_seed(0)
     spec = describe_perceptron((2, 5, 5, 1))
     net = DeepWeightSpaceNet(spec, 2, channels=(4, 4)).eval()
-    features = {name: x[..., 0] for name, x in random_features(spec, 3, 1, torch.float32).items()}
+    features = {name: x[:, 0] for name, x in random_features(spec, 3, 1, torch.float32).items()}
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(features), net(features))
 

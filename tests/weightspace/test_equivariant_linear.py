@@ -130,10 +130,10 @@ def test_permuting_inputs_changes_the_result(kind):
     torch.manual_seed(0)
     layer = LAYERS[kind](describe_perceptron((3, 4, 2)), dtype=torch.float64)
     features = random_features(layer.spec, 2, 2, torch.float64)
-    swapped = {**features, "layers.0.weight": features["layers.0.weight"][:, :, [1, 0, 2]]}
+    swapped = {**features, "layers.0.weight": features["layers.0.weight"][..., [1, 0, 2]]}
     before, after = layer(features), layer(swapped)
     if isinstance(before, dict):
-        before = {**before, "layers.0.weight": before["layers.0.weight"][:, :, [1, 0, 2]]}
+        before = {**before, "layers.0.weight": before["layers.0.weight"][..., [1, 0, 2]]}
         before, after = flattened(layer.spec, before), flattened(layer.spec, after)
     assert (before - after).abs().max() > 0.01
 
@@ -146,7 +146,7 @@ def test_embedded_inputs_are_told_apart_after_two_layers():
         InvariantLinear(spec, 4, 2, dtype=torch.float64),
     ]
     features = random_features(spec, 2, 1, torch.float64)
-    swapped = {**features, "layers.0.weight": features["layers.0.weight"].flip(2)}
+    swapped = {**features, "layers.0.weight": features["layers.0.weight"].flip(-1)}
 
     def run(x):
         hidden = layers[0](x)
@@ -203,8 +203,8 @@ def test_wrong_input_is_named():
     spec = describe_perceptron((2, 3, 1))
     layer = EquivariantLinear(spec, 1, 1)
     features = random_features(spec, 2, 1, torch.float32)
-    with pytest.raises(ShapeError, match=r"'layers.0.weight' must have shape \(batch, 3, 2, 1\)"):
-        layer({**features, "layers.0.weight": features["layers.0.weight"][..., 0]})
+    with pytest.raises(ShapeError, match=r"'layers.0.weight' must have shape \(batch, 1, 3, 2\)"):
+        layer({**features, "layers.0.weight": features["layers.0.weight"][:, 0]})
     with pytest.raises(ShapeError, match=r"'layers\.1\.bias', which is not among"):
         layer({name: x for name, x in features.items() if name != "layers.1.bias"})
     with pytest.raises(ShapeError, match="does not know the shape"):

@@ -38,9 +38,9 @@ class Index:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Entries of one parameter as a dense array (moving indices..., fixed).
+    """Entries of one parameter as a dense array (fixed, moving indices...).
 
-    places: (*moving sizes, fixed) int64, where each entry stands in the flattened parameter.
+    places: (fixed, *moving sizes) int64, where each entry stands in the flattened parameter.
     """
 
     parameter: str
@@ -159,8 +159,8 @@ def _block(
     places = torch.zeros((), dtype=torch.int64)
     for run, stride in zip(runs, strides, strict=True):
         places = places[(..., *[None] * run.places.ndim)] + run.places * stride
-    places = places.permute(*kept, *fixed).reshape(*(index.size for index in indices), -1)
-    return Block(name, tuple(indices), places.shape[-1], places)
+    places = places.permute(*fixed, *kept).reshape(-1, *(index.size for index in indices))
+    return Block(name, tuple(indices), len(places), places)
 
 
 def _nearest(factors: list[tuple[int, Factor]], place: int, parent: str) -> int:

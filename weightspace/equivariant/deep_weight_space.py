@@ -32,7 +32,7 @@ class DeepWeightSpaceNet(nn.Module):
     Args:
         spec: of the networks that are read.
         out_features: numbers per network, results (batch, out_features); None for the equivariant head, results
-            name -> (batch, *shape, out_channels).
+            name -> (batch, out_channels, *shape).
         channels: width of every equivariant layer.
         in_channels: c of the input; inputs without a channel axis, name -> (batch, *shape), have one channel.
         out_channels: of the equivariant head.
@@ -104,7 +104,7 @@ class DeepWeightSpaceNet(nn.Module):
         if name not in parameters:
             raise ShapeError(f"the network reads parameter {name!r}, which is not among those given")
         x = parameters[name]
-        return x[..., None] if self.in_channels == 1 and x.ndim == rank + 1 else x
+        return x.unsqueeze(1) if self.in_channels == 1 and x.ndim == rank + 1 else x
 
 
 class InvariantHead(nn.Module):
@@ -156,7 +156,7 @@ class BatchNormalization(nn.Module):
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: norm(features[name].flatten(0, -2)).view_as(features[name])
+            name: norm(features[name].flatten(2)).view_as(features[name])
             for name, norm in zip(self.names, self.norms, strict=True)
         }
 
@@ -169,4 +169,4 @@ class ChannelNormalization(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: self.norm(x) for name, x in features.items()}
+        return {name: self.norm(x.movedim(1, -1)).movedim(-1, 1) for name, x in features.items()}

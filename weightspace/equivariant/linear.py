@@ -19,7 +19,7 @@ from weightspace.errors import ShapeError
 from weightspace.symmetry_spec import SymmetrySpec
 
 Features = Mapping[str, Tensor]
-"""Parameter name -> (batch, *shape, channels)."""
+"""Parameter name -> (batch, channels, *shape)."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class _WeightSpaceMap(nn.Module):
 
     def mixed(self, features: Features) -> list[Tensor]:
         """Return the product of every channel with its matrix, constants added to the first where they belong there."""
-        values = [matrix(x) for matrix, x in zip(self.matrices, self.reader(features), strict=True)]
+        values = self.reader(features, self.matrices)
         if self.constants is not None and self.constants_writer is None:
             values[0] = values[0] + self.constants
         return values
@@ -144,7 +144,7 @@ class EquivariantLinear(_EquivariantMap):
     Args:
         spec: of the networks that are read, with the shapes of their parameters (`weightspace.symmetry`, or
             `describe_perceptron`); groups other than permutations are ignored.
-        in_channels, out_channels: c in the features, name -> (batch, *shape, c).
+        in_channels, out_channels: c in the features, name -> (batch, c, *shape).
         bias: add the constants that nothing moves.
         fixed: what to do with axes that no group moves: `Full`, `Embedded(above)` or `LowRank(rank)`.
     Raises:

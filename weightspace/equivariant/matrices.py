@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from weightspace.equivariant.blocks import Block
+from weightspace.equivariant.mixing import multiply
 from weightspace.equivariant.partitions import Reading
 from weightspace.equivariant.plan import Channel
 from weightspace.equivariant.pooling import Pooling
@@ -18,7 +18,7 @@ from weightspace.equivariant.pooling import Pooling
 def new_matrix(
     channel: Channel, in_channels: int, out_channels: int, rank: int | None, scales: Tensor
 ) -> nn.Module:
-    """Return the map from (..., read width x in) to (..., written width x out); `scales` are of its columns."""
+    """Return the map from (batch, read width x in, ...) to (batch, written width x out, ...)."""
     rows, columns = channel.written_width * out_channels, channel.read_width * in_channels
     if channel.exists is not None:
         exists = channel.exists
@@ -53,7 +53,7 @@ class WholeMatrix(nn.Module):
         self.weight = nn.Parameter(torch.randn(rows, len(scales)) * scales)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight)
+        return multiply(self.weight, x)
 
 
 class PartialMatrix(nn.Module):
@@ -69,7 +69,7 @@ class PartialMatrix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.entries.new_zeros(math.prod(self.shape)).index_put((self.places,), self.entries)
-        return F.linear(x, weight.view(self.shape))
+        return multiply(weight.view(self.shape), x)
 
 
 class LowRankMatrix(nn.Module):
@@ -81,4 +81,4 @@ class LowRankMatrix(nn.Module):
         self.left = nn.Parameter(torch.randn(rows, rank) / math.sqrt(rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(F.linear(x, self.right), self.left)
+        return multiply(self.left, multiply(self.right, x))

@@ -114,11 +114,24 @@ def _channel(
     targets: Sequence[Block],
 ) -> Channel:
     exists = torch.tensor([[pair_exists(r, w) for r in read] for w in written])
+    # The largest block is read and written as it stands; the others follow its order of axes.
+    largest = max(read, key=lambda reading: (len(reading.kept), blocks[reading.block].places.numel()))
+    order = sorted(range(len(form)), key=lambda place: largest.kept[place])
     return Channel(
-        form,
-        tuple(read),
-        tuple(written),
+        _reordered_form(form, order),
+        tuple(_reordered(reading, order) for reading in read),
+        tuple(_reordered(writing, order) for writing in written),
         tuple(blocks[r.block].fixed for r in read),
         tuple(targets[w.block].fixed for w in written),
         None if bool(exists.all()) else exists,
     )
+
+
+def _reordered(reading: Reading, order: Sequence[int]) -> Reading:
+    kept = tuple(reading.kept[place] for place in order)
+    return Reading(reading.block, reading.partition, kept, _reordered_form(reading.form, order))
+
+
+def _reordered_form(form: Form, order: Sequence[int]) -> Form:
+    moved = [(*form[place][:2], tuple(order.index(parent) for parent in form[place][2])) for place in order]
+    return tuple(moved)  # type: ignore[return-value]

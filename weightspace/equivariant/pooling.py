@@ -15,35 +15,42 @@ class Pooling(ABC):
     """A symmetric function of units. `nested`: pooling some axes, then others, pools them all."""
 
     nested = True
-    linear = False
 
     @abstractmethod
     def pool(self, x: Tensor, axes: tuple[int, ...], query: Tensor | None) -> Tensor:
-        """Pool axes of x, shape (batch, units..., channels), away."""
+        """Pool axes of x, shape (batch, channels, units...), away."""
 
     def scale(self, count: int) -> float:
-        """Standard deviation by which pooling of `count` units changes that of large, equal values."""
+        """The factor by which pooling multiplies `count` equal values."""
         return 1.0
 
 
 @dataclass(frozen=True)
-class Mean(Pooling):
-    """The average; linear."""
-
-    linear = True
+class LinearPooling(Pooling, ABC):
+    """A multiple of the sum."""
 
     def pool(self, x: Tensor, axes: tuple[int, ...], query: Tensor | None) -> Tensor:
-        return x.mean(axes)
+        return self.of_sum(x.sum(axes), math.prod([x.shape[axis] for axis in axes]))
+
+    @abstractmethod
+    def of_sum(self, total: Tensor, count: int) -> Tensor:
+        """Return the pooled value, given the sum of `count` values."""
 
 
 @dataclass(frozen=True)
-class Sum(Pooling):
-    """The sum: tells how many units there are; linear."""
+class Mean(LinearPooling):
+    """The average."""
 
-    linear = True
+    def of_sum(self, total: Tensor, count: int) -> Tensor:
+        return total / count
 
-    def pool(self, x: Tensor, axes: tuple[int, ...], query: Tensor | None) -> Tensor:
-        return x.sum(axes)
+
+@dataclass(frozen=True)
+class Sum(LinearPooling):
+    """The sum: it tells how many units there are."""
+
+    def of_sum(self, total: Tensor, count: int) -> Tensor:
+        return total
 
     def scale(self, count: int) -> float:
         return float(count)
@@ -68,10 +75,11 @@ class Attention(Pooling):
 
     def pool(self, x: Tensor, axes: tuple[int, ...], query: Tensor | None) -> Tensor:
         assert query is not None
-        kept = [axis for axis in range(x.ndim - 1) if axis not in axes]
-        x = x.permute(*kept, *axes, -1).flatten(len(kept), -2)
-        weights = (x @ query).softmax(-1)
-        return (weights[..., None, :] @ x)[..., 0, :]
+        scores = torch.einsum("bc...,c->b...", x, query)
+        over = tuple(axis - 1 for axis in axes)
+        weights = (scores - scores.amax(over, keepdim=True)).exp()
+        weights = weights / weights.sum(over, keepdim=True)
+        return (x * weights[:, None]).sum(axes)
 
 
 def new_query(width: int) -> nn.Parameter:

@@ -15,26 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.equivariant.blocks import Block
+from weightspace.equivariant.matrices import WholeMatrix
+from weightspace.equivariant.mixing import mix_and_sum
 from weightspace.equivariant.partitions import Partition, Reading
 from weightspace.equivariant.plan import Plan
-from weightspace.equivariant.pooling import Pooling, new_query
+from weightspace.equivariant.pooling import LinearPooling, Pooling, new_query
 from weightspace.errors import ShapeError
 
 
 class BlockReader(nn.Module):
-    """From parameters (batch, *shape, channels) to one tensor per channel of the plan.
+    """From parameters (batch, channels, *shape) to the averages that the channels of a plan ask for.
 
-    The tensor of a channel has shape (batch, kept sizes..., fixed entries of all readings x channels).
     Raises, when called, ShapeError: features are missing or have another shape; the message names the parameter.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        shapes: Mapping[str, tuple[int, ...]],
-        pooling: Pooling,
-        channels: int,
-    ):
+    def __init__(self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], pooling: Pooling, channels: int):
         super().__init__()
         self.shapes, self.pooling, self.channels = dict(shapes), pooling, channels
         self.blocks = tuple((block.parameter, block.sizes, block.fixed) for block in plan.blocks)
@@ -47,48 +42,71 @@ class BlockReader(nn.Module):
             tuple(steps.reading(reading) for reading in channel.readings) for channel in plan.channels
         )
         self.steps = tuple(steps.steps)
+        self.owned = {
+            read[0]: place
+            for place, (read, *others) in enumerate(self.reads)
+            if isinstance(pooling, LinearPooling)
+            and not others
+            and read[0] < len(self.blocks)
+            and _in_order(read[1])
+        }
         self.queries = nn.ParameterList()
         if not pooling.nested:
             for step in self.steps:
                 width = plan.blocks[step.block].fixed * channels
                 self.queries.append(new_query(width if step.pooled else 0))
 
-    def forward(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+    def forward(self, features: Mapping[str, Tensor], matrices: Sequence[nn.Module]) -> list[Tensor]:
+        """Return the product of each channel with its matrix, (batch, rows, kept sizes...).
+
+        A channel (..., columns, kept sizes...) has for columns the channels x fixed entries of all its readings.
+        """
         flat = {name: self._flat(features, name) for name in self.shapes}
         values = []
         for number, (parameter, sizes, fixed) in enumerate(self.blocks):
             places = getattr(self, f"places_{number}")
-            x = flat[parameter] if places is None else flat[parameter].index_select(1, places)
-            values.append(x.reshape(-1, *sizes, fixed * self.channels))
+            x = flat[parameter] if places is None else flat[parameter].index_select(2, places)
+            values.append(x.reshape(-1, self.channels * fixed, *sizes))
+        products: dict[int, Tensor] = {}
+        sums: dict[int, Tensor] = {}
+        for block, place in self.owned.items():
+            matrix = matrices[place]
+            if isinstance(matrix, WholeMatrix):
+                own = [n for n, step in enumerate(self.steps) if step.source == block and step.pooled]
+                axes = tuple(tuple(axis + 2 for axis in self.steps[n].axes) for n in own)
+                products[place], *summed = mix_and_sum(matrix.weight, values[block], axes)
+                sums |= dict(zip(own, summed, strict=True))
         for number, step in enumerate(self.steps):
             x = values[step.source]
-            if step.pooled:
-                axes = tuple(axis + 1 for axis in step.axes)
+            if number in sums and isinstance(self.pooling, LinearPooling):
+                values.append(self.pooling.of_sum(sums[number], x.numel() // sums[number].numel()))
+            elif step.pooled:
+                axes = tuple(axis + 2 for axis in step.axes)
                 query = None if self.pooling.nested else self.queries[number]
                 values.append(self.pooling.pool(x, axes, query))
             else:
                 values.append(_diagonal(x, *step.axes))
-        gathered = []
-        for reads in self.reads:
-            ordered = [values[value].permute(0, *order, -1) for value, order in reads]
-            gathered.append(ordered[0] if len(ordered) == 1 else torch.cat(ordered, -1))
-        return gathered
+        for place, reads in enumerate(self.reads):
+            if place not in products:
+                ordered = [values[value].permute(0, 1, *order) for value, order in reads]
+                products[place] = matrices[place](ordered[0] if len(ordered) == 1 else torch.cat(ordered, 1))
+        return [products[place] for place in range(len(self.reads))]
 
     def _flat(self, features: Mapping[str, Tensor], name: str) -> Tensor:
         shape = self.shapes[name]
         if name not in features:
             raise ShapeError(f"the layer reads parameter {name!r}, which is not among those given")
         x = features[name]
-        if x.ndim != len(shape) + 2 or tuple(x.shape[1:-1]) != shape or x.shape[-1] != self.channels:
+        if x.ndim != len(shape) + 2 or tuple(x.shape[2:]) != shape or x.shape[1] != self.channels:
             raise ShapeError(
-                f"features of {name!r} must have shape (batch, {', '.join(map(str, shape))}, {self.channels}); "
+                f"features of {name!r} must have shape (batch, {', '.join(map(str, (self.channels, *shape)))}); "
                 f"they have {tuple(x.shape)}"
             )
-        return x.reshape(x.shape[0], -1, self.channels)
+        return x.flatten(2) if shape else x.unsqueeze(2)
 
 
 class BlockWriter(nn.Module):
-    """From one tensor per channel, (batch, filled sizes..., fixed entries of writings x channels), to parameters."""
+    """From one tensor per channel, (batch, channels x fixed entries of writings, filled sizes...), to parameters."""
 
     def __init__(self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], channels: int):
         super().__init__()
@@ -107,13 +125,12 @@ class BlockWriter(nn.Module):
     def forward(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         written = {}
         for position, (name, numbers) in enumerate(self.of_parameter.items()):
-            parts = [
-                self.blocks[n].assemble(values).flatten(1).unflatten(1, (-1, self.channels)) for n in numbers
-            ]
-            x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+            parts = [self.blocks[n].assemble(values) for n in numbers]
+            parts = [part.reshape(part.shape[0], self.channels, -1) for part in parts]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
             places = getattr(self, f"places_{position}")
-            x = x if places is None else x.index_select(1, places)
-            written[name] = x.reshape(-1, *self.shapes[name], self.channels)
+            x = x if places is None else x.index_select(2, places)
+            written[name] = x.reshape(-1, self.channels, *self.shapes[name])
         return written
 
 
@@ -139,7 +156,7 @@ class _Steps:
         """Return the value that holds a reading, and the order of its axes that the channel asks for."""
         value = self._pooled(reading, frozenset(reading.kept))
         standing = sorted(reading.kept)
-        return value, tuple(standing.index(part) + 1 for part in reading.kept)
+        return value, tuple(standing.index(part) + 2 for part in reading.kept)
 
     def _pooled(self, reading: Reading, kept: frozenset[int]) -> int:
         made = self.made[reading.block, reading.partition]
@@ -183,9 +200,13 @@ def equalities(partition: Partition) -> list[tuple[int, int]]:
     return pairs
 
 
+def _in_order(axes: Sequence[int]) -> bool:
+    return list(axes) == sorted(axes)
+
+
 def _diagonal(x: Tensor, first: int, second: int) -> Tensor:
-    """Entries with two equal indices, counted without the batch axis; the diagonal stands at `first`."""
-    return x.diagonal(0, first + 1, second + 1).movedim(-1, first + 1)
+    """Entries with two equal indices, counted without batch and channels; the diagonal stands at `first`."""
+    return x.diagonal(0, first + 2, second + 2).movedim(-1, first + 2)
 
 
 class _BlockWriting:
@@ -198,7 +219,7 @@ class _BlockWriting:
             start = 0
             for writing, fixed in zip(channel.writings, channel.written_fixed, strict=True):
                 if writing.block == number:
-                    order = tuple(writing.kept.index(part) + 1 for part in sorted(writing.kept))
+                    order = tuple(writing.kept.index(part) + 2 for part in sorted(writing.kept))
                     sums = found.setdefault(writing.partition, {})
                     sums.setdefault(frozenset(writing.kept), []).append(_Slot(place, start * channels, order))
                 start += fixed
@@ -208,10 +229,10 @@ class _BlockWriting:
         ]
 
     def assemble(self, values: Sequence[Tensor]) -> Tensor:
-        """Return the block, shape (batch, moving sizes..., fixed x channels)."""
+        """Return the block, shape (batch, channels x fixed, moving sizes...)."""
         (_, additions), diagonals = self.sums[0], self.sums[1:]
         total = self._summed(values, additions)
-        total = total.expand(total.shape[0], *self.sizes, self.width)
+        total = total.expand(total.shape[0], self.width, *self.sizes)
         if diagonals:
             total = total.clone()
         for pairs, additions in diagonals:
@@ -224,18 +245,16 @@ class _BlockWriting:
     def _summed(self, values: Sequence[Tensor], additions: Sequence[_Addition]) -> Tensor:
         sums: list[Tensor] = []
         for addition in additions:
-            total: Tensor | None = None
-            for slot in addition.slots:
-                x = values[slot.channel].narrow(-1, slot.start, self.width)
-                x = x.permute(0, *slot.order, -1)
-                total = x if total is None else total + x
+            terms = [
+                values[slot.channel].narrow(1, slot.start, self.width).permute(0, 1, *slot.order)
+                for slot in addition.slots
+            ]
             for smaller, axes in addition.smaller:
-                x = sums[smaller]
+                term = sums[smaller]
                 for axis in axes:
-                    x = x.unsqueeze(axis + 1)
-                total = x if total is None else total + x
-            assert total is not None
-            sums.append(total)
+                    term = term.unsqueeze(axis + 2)
+                terms.append(term)
+            sums.append(_sum(terms, in_place=bool(addition.slots)))
         return sums[-1]
 
 
@@ -254,6 +273,14 @@ class _Addition:
 
     slots: tuple[_Slot, ...]
     smaller: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+def _sum(terms: Sequence[Tensor], *, in_place: bool) -> Tensor:
+    """Add tensors that broadcast; in place from the second on where the first has the shape of the sum."""
+    total = terms[0]
+    for number, term in enumerate(terms[1:]):
+        total = total.add_(term) if in_place and number else total + term
+    return total
 
 
 def _additions(parts: int, slots: Mapping[frozenset[int], list[_Slot]]) -> list[_Addition]:
