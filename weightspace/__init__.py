@@ -120,6 +120,7 @@ _EXPORTS = {
     "symmetry": "weightspace.verification",
     "trace": "weightspace.tracing",
 }
+_PACKAGES = ("equivariant", "graph", "zoo")  # reached as `weightspace.zoo.fit_inrs`, imported when first used
 __all__ = list(_EXPORTS)
 
 
@@ -128,6 +129,8 @@ def __getattr__(name: str) -> Any:
         value = _installed_version()
     elif name in _EXPORTS:
         value = getattr(import_module(_EXPORTS[name]), name)
+    elif name in _PACKAGES:
+        value = import_module(f"weightspace.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
@@ -135,7 +138,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS, "__version__"})
+    return sorted({*globals(), *_EXPORTS, *_PACKAGES, "__version__"})
 
 
 def _installed_version() -> str:

@@ -1,0 +1,190 @@
+"""A training loop that can be killed at any moment and continued with the same result."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightspace.errors import CheckpointError, NonFiniteError
+from weightspace.result import write_atomically, write_text
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRun:
+    """What a training reached.
+
+    Attributes:
+        model: the module that was given, with the weights of the best evaluation, in inference mode.
+        history: one entry per evaluation: step, seconds of training so far, loss (its mean since the last entry)
+            and what `evaluate` returned.
+        best: the entry whose weights the model has.
+    """
+
+    model: nn.Module
+    history: tuple[dict[str, float], ...]
+    best: dict[str, float]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in self.best.items())
+        return f"TrainingRun({len(self.history)} evaluations; best: {shown})"
+
+    def save_metrics(self, path: str | Path) -> None:
+        """Write history and best entry as JSON.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        write_text(path, json.dumps({"best": self.best, "history": self.history}, indent=1) + "\n")
+
+
+def run_training(
+    model: nn.Module,
+    loss: Callable[[torch.Generator], Tensor],
+    evaluate: Callable[[], Mapping[str, float]],
+    *,
+    steps: int,
+    objective: str,
+    maximize: bool = True,
+    learning_rate: float = 2e-3,
+    weight_decay: float = 1e-2,
+    warmup: int = 100,
+    clip: float = 1.0,
+    evaluations: int = 20,
+    generator: torch.Generator | None = None,
+    checkpoint: str | Path | None = None,
+    seconds_between_checkpoints: float = 60.0,
+    progress: bool = True,
+) -> TrainingRun:
+    r"""Minimize a loss with AdamW, a linear warm-up and a cosine schedule, and keep the best weights.
+
+    Args:
+        model: trained in place, on its own device.
+        loss: of one batch that it draws itself, with the generator it is given and no other randomness but that of
+            dropout, which is seeded from the same generator.
+        evaluate: measures on validation data; the model is in inference mode and no gradients are kept.
+        objective: the measure by which the best weights are chosen.
+        evaluations: how often, evenly spread.
+        generator: on the CPU; None is a new one with seed 0.
+        checkpoint: a file that is written every `seconds_between_checkpoints`, and read if it exists: the run goes on
+            where it was, to the same result. It is removed when the run is complete.
+    Raises:
+        NonFiniteError: the loss became NaN or infinite.
+        CheckpointError: the checkpoint belongs to another model or another number of steps.
+        OutputError: the checkpoint cannot be written.
+    Source: Loshchilov and Hutter, Decoupled weight decay regularization (2019), for AdamW.
+    """
+    from tqdm import tqdm
+
+    generator = generator or torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1))),
+    )
+    state: dict[str, Any] = {
+        "step": 0, "seconds": 0.0, "total": 0.0, "since": 0, "history": [], "best": None, "weights": None
+    }  # fmt: skip
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        state = _restored(path, model, optimizer, schedule, generator, steps)
+    every = max(steps // evaluations, 1)
+    started, saved = time.perf_counter() - state["seconds"], time.perf_counter()
+    with tqdm(
+        total=steps, initial=state["step"], disable=None if progress else True, desc="training", leave=False
+    ) as bar:
+        while state["step"] < steps:
+            model.train()
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            value = loss(generator)
+            if not bool(value.isfinite()):
+                raise NonFiniteError(
+                    f"the loss is {value.item()} at step {state['step']}; lower learning_rate ({learning_rate})"
+                )
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            schedule.step()
+            state["step"] += 1
+            state["since"] += 1
+            state["total"] += value.item()
+            bar.update()
+            if state["step"] % every == 0 or state["step"] == steps:
+                model.eval()
+                with torch.no_grad():
+                    measures = {key: float(measure) for key, measure in evaluate().items()}
+                entry = {
+                    "step": state["step"],
+                    "seconds": time.perf_counter() - started,
+                    "loss": state["total"] / state["since"],
+                    **measures,
+                }
+                state["history"].append(entry)
+                state["total"], state["since"] = 0.0, 0
+                best = state["best"]
+                sign = 1 if maximize else -1
+                if best is None or sign * entry[objective] > sign * best[objective]:
+                    state["best"] = entry
+                    state["weights"] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+                bar.set_postfix({key: f"{measure:.4g}" for key, measure in measures.items()})
+            if path is not None and time.perf_counter() - saved >= seconds_between_checkpoints:
+                state["seconds"] = time.perf_counter() - started
+                _save(path, state, model, optimizer, schedule, generator, steps)
+                saved = time.perf_counter()
+    model.load_state_dict(state["weights"])
+    if path is not None:
+        path.unlink(missing_ok=True)
+    return TrainingRun(model.eval(), tuple(state["history"]), state["best"])
+
+
+def _save(
+    path: Path,
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    generator: torch.Generator,
+    steps: int,
+) -> None:
+    content = {
+        **state,
+        "steps": steps,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "generator": generator.get_state(),
+    }
+    with write_atomically(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _restored(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    generator: torch.Generator,
+    steps: int,
+) -> dict[str, Any]:
+    try:
+        content = torch.load(path, weights_only=True)
+        if content.pop("steps") != steps:
+            raise ValueError("another number of steps")
+        model.load_state_dict(content.pop("model"))
+        optimizer.load_state_dict(content.pop("optimizer"))
+        schedule.load_state_dict(content.pop("schedule"))
+        generator.set_state(content.pop("generator"))
+    except Exception as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be continued from ({type(error).__name__}: {str(error)[:200]}); remove it to "
+            "start anew"
+        ) from error
+    return content
