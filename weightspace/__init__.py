@@ -27,7 +27,11 @@ if TYPE_CHECKING:
         WeightspaceError as WeightspaceError,
     )
     from weightspace.folding import fold_gains as fold_gains
-    from weightspace.graph import ParameterGraph as ParameterGraph, encode as encode
+    from weightspace.graph import (
+        ParameterGraph as ParameterGraph,
+        batch_graphs as batch_graphs,
+        encode as encode,
+    )
     from weightspace.heritage import Lineage as Lineage, lineage as lineage
     from weightspace.inspection import Inspection as Inspection, inspect as inspect
     from weightspace.kinship import Kinship as Kinship, Provenance as Provenance, provenance as provenance
@@ -100,6 +104,7 @@ _EXPORTS = {
     "align": "weightspace.matching",
     "balance_units": "weightspace.balancing",
     "barrier": "weightspace.paths",
+    "batch_graphs": "weightspace.graph",
     "canonical_hash": "weightspace.canonical_form",
     "canonicalize": "weightspace.canonical_form",
     "compare": "weightspace.common_order",

@@ -6,7 +6,6 @@ import base64
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,42 +77,61 @@ def spectra_figure(spectra: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def graph_figure(graph: ParameterGraph) -> Figure:
-    """Draw neurons in columns by layer and the largest weights between them, blue negative, red positive."""
+    """Draw nodes in columns by layer and the largest weights between them, blue negative, red positive.
+
+    Edges that are no parameters (residual connections, heads) are gray; a kernel is shown by its largest entry.
+    """
     from matplotlib.collections import LineCollection
 
-    figure = new_figure(7.2, 3.8)
+    sizes = graph.layer_sizes
+    figure = new_figure(max(7.2, 0.55 * len(sizes)), 3.8)
     axes = figure.subplots()
     positions = np.concatenate(
         [
             np.stack([np.full(size, layer, dtype=float), -(np.arange(size) - (size - 1) / 2) / size], 1)
-            for layer, size in enumerate(graph.layer_sizes)
+            for layer, size in enumerate(sizes)
         ]
     )
-    weights = graph.edge_features[:, 0].double().numpy()
-    ends = np.cumsum([a * b for a, b in pairwise(graph.layer_sizes)])
-    largest = np.array([np.abs(layer).max(initial=1e-300) for layer in np.split(weights, ends[:-1])])
-    strength = np.abs(weights) / np.repeat(
-        largest, np.diff(ends, prepend=0)
-    )  # 1 for the largest of each layer
-    chosen = np.argsort(-strength, kind="stable")[:EDGES_DRAWN][::-1]  # the largest is drawn last, on top
-    source, target = graph.edge_index.numpy()[:, chosen]
-    strength = strength[chosen]
+    source, target = graph.edge_index.numpy()
+    kernels = graph.edge_features.double().numpy()
+    weights = np.take_along_axis(kernels, np.abs(kernels).argmax(1)[:, None], 1)[:, 0]
+    trained = (graph.structure.edge_entries >= 0).any(1).numpy()
+    column = graph.node_layer.numpy()[target]
+    largest = np.full(len(sizes), 1e-300)
+    np.maximum.at(largest, column[trained], np.abs(weights[trained]))
+    strength = np.where(trained, np.abs(weights) / largest[column], 0)  # 1 for the largest of each layer
+    order = np.argsort(-strength, kind="stable")[:EDGES_DRAWN][::-1]  # the largest is drawn last, on top
+    chosen = order[trained[order]]
+    segments = np.stack([positions[source], positions[target]], 1)
+    fixed = np.flatnonzero(~trained)[:EDGES_DRAWN]
+    axes.add_collection(
+        LineCollection(list(segments[fixed]), colors=GRAY, alpha=0.3, linewidths=0.4, zorder=0.5)
+    )
     colors = np.zeros((len(chosen), 4))
     colors[:] = [0x21 / 255, 0x66 / 255, 0xAC / 255, 1.0]
     colors[weights[chosen] > 0] = [0xB2 / 255, 0x18 / 255, 0x2B / 255, 1.0]
-    colors[:, 3] = 0.08 + 0.92 * strength**1.5
-    segments = np.stack([positions[source], positions[target]], 1)
+    colors[:, 3] = 0.08 + 0.92 * strength[chosen] ** 1.5
     axes.add_collection(
-        LineCollection(list(segments), colors=colors, linewidths=0.3 + 1.2 * strength, zorder=1)
+        LineCollection(
+            list(segments[chosen]), colors=colors, linewidths=0.3 + 1.2 * strength[chosen], zorder=1
+        )
     )
     biases = graph.node_features[:, 0].double().numpy()
     limit = max(np.abs(biases).max(initial=0.0), 1e-12)
     dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, zorder=2,
-                        s=16 if max(graph.layer_sizes) <= 100 else 4,
-                        edgecolors="black", linewidths=0.4 if max(graph.layer_sizes) <= 100 else 0.05)  # fmt: skip
+                        s=16 if max(sizes) <= 100 else 4,
+                        edgecolors="black", linewidths=0.4 if max(sizes) <= 100 else 0.05)  # fmt: skip
     figure.colorbar(dots, ax=axes, label="bias", shrink=0.7)
-    labels = [f"{size}\n{kind}" for size, kind in zip(graph.layer_sizes, graph.activations, strict=True)]
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
+    kinds = [
+        layer.kind
+        if layer.activation == "linear" and layer.kind not in ("hidden", "output")
+        else layer.activation
+        for layer in graph.structure.layers
+    ]
+    labels = [f"{size}\n{kind}" for size, kind in zip(sizes, kinds, strict=True)]
+    axes.set_xticks(range(len(labels)), labels, fontsize=8 if len(labels) <= 12 else 6)
+    if len(labels) > 12:
+        axes.tick_params(axis="x", labelrotation=60)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     axes.set_xlim(-0.2, len(labels) - 0.8)

@@ -14,6 +14,8 @@ from weightspace.report.figures import graph_figure, picture, spectra_figure
 ROWS_SHOWN = 300
 SPECTRA_SHOWN = 10
 NEURONS_DRAWN = 2000
+LAYERS_DRAWN = 40
+EDGES_ENCODED = 2_000_000
 
 
 def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
@@ -117,7 +119,7 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         if subject.network is None:
             continue
         try:
-            graph = encode(subject.network)
+            graph = encode(subject.network, max_edges=EDGES_ENCODED)
         except WeightspaceError as error:
             gaps.append(Gap(subject.name, "parameter graph", str(error)))
             continue
@@ -128,10 +130,9 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             "nodes": count,
             "edges": graph.edge_index.shape[1],
         }
-        if count > NEURONS_DRAWN:
-            gaps.append(
-                Gap(subject.name, "drawing of the parameter graph", f"{count} neurons are too many to draw")
-            )
+        if count > NEURONS_DRAWN or len(graph.layer_sizes) > LAYERS_DRAWN:
+            size = f"{count:,} neurons in {len(graph.layer_sizes)} layers"
+            gaps.append(Gap(subject.name, "drawing of the parameter graph", f"{size} are too many to draw"))
             continue
         caption = (
             f"{subject.name}: neurons by layer, colored by bias, and the weights that are largest "

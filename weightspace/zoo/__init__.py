@@ -13,6 +13,7 @@ from weightspace.zoo.classifiers import ConvolutionalClassifier, PerceptronClass
 from weightspace.zoo.collection import WeightZoo, concatenate_zoos
 from weightspace.zoo.implicit_representations import fit_inrs, render_inrs
 from weightspace.zoo.readers import FlatReader, GraphReader, WeightSpaceReader
+from weightspace.zoo.sine_units import canonicalize_sine_units
 from weightspace.zoo.siren import Siren, pixel_grid
 from weightspace.zoo.standardization import Standardization, standardize
 from weightspace.zoo.storage import ZooWriter, stream_zoo
@@ -32,6 +33,7 @@ __all__ = [
     "WeightZoo",
     "ZooWriter",
     "add_noise",
+    "canonicalize_sine_units",
     "concatenate_zoos",
     "drop_weights",
     "fit_inrs",
