@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from torch import Tensor, nn
+from torch import Tensor
 
-from weightspace.permutation import permute_tensor, random_permutations
+from weightspace.equivariant.features import entry_order
 from weightspace.symmetry_spec import Factor, Group, Segment, SymmetrySpec
-
-TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
 def random_spec(seed: int, entries: int = 60) -> SymmetrySpec:
@@ -92,21 +89,9 @@ def generators(spec: SymmetrySpec) -> list[dict[str, Tensor]]:
     return found
 
 
-def entry_permutation(spec: SymmetrySpec, element: Mapping[str, Tensor]) -> np.ndarray:
-    """For every entry of the concatenated parameters, the entry it comes from."""
-    start, moved = 0, []
-    for name, shape in spec.shapes.items():
-        entries = torch.arange(start, start + math.prod(shape)).reshape(shape)
-        if name in spec.axes:
-            entries = permute_tensor(entries, spec.axes[name], element, spec.by_name)
-        moved.append(entries.reshape(-1))
-        start += math.prod(shape)
-    return torch.cat(moved).numpy()
-
-
 def count_orbits(spec: SymmetrySpec, *, pairs: bool) -> int:
     """Count the orbits of entries, or of pairs of entries, by joining what generators join."""
-    moves = [entry_permutation(spec, element) for element in generators(spec)]
+    moves = [entry_order(spec, element).numpy() for element in generators(spec)]
     n = sum(map(math.prod, spec.shapes.values()))
     size = n * n if pairs else n
     own = np.arange(size)
@@ -114,25 +99,6 @@ def count_orbits(spec: SymmetrySpec, *, pairs: bool) -> int:
     rows, columns = np.concatenate([own, *[own] * len(ends)]), np.concatenate([own, *ends])
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
     return connected_components(graph, directed=False)[0]
-
-
-def act_on_features(
-    spec: SymmetrySpec, element: Mapping[str, Tensor], features: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Permute features (batch, channels, *shape) by permuting the places of entries."""
-    order = torch.from_numpy(entry_permutation(spec, element))
-    flat = flattened(spec, features)[:, :, order]
-    sizes = [math.prod(shape) for shape in spec.shapes.values()]
-    parts = flat.split(sizes, 2)
-    return {
-        name: part.reshape(*part.shape[:2], *shape) for (name, shape), part in zip(spec.shapes.items(), parts)
-    }
-
-
-def flattened(spec: SymmetrySpec, features: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate features to (batch, channels, entries)."""
-    parts = [features[name].reshape(*features[name].shape[:2], -1) for name in spec.shapes]
-    return torch.cat(parts, 2)
 
 
 def random_features(
@@ -143,16 +109,3 @@ def random_features(
         name: torch.randn(batch, channels, *shape, dtype=dtype, generator=generator)
         for name, shape in spec.shapes.items()
     }
-
-
-def assert_equivariant(layer: nn.Module, dtype: torch.dtype, tolerance: float | None = None) -> None:
-    """Check L(g x) = g L(x), or L(g x) = L(x), for a random element and random features."""
-    spec, generator = layer.spec, torch.Generator().manual_seed(1)
-    features = random_features(spec, 2, layer.in_channels, dtype)
-    element = random_permutations(spec, generator)
-    with torch.no_grad():
-        before, after = layer(features), layer(act_on_features(spec, element, features))
-    if isinstance(before, dict):
-        before, after = flattened(spec, act_on_features(spec, element, before)), flattened(spec, after)
-    assert before.abs().max() > 0.05
-    assert (before - after).abs().max() <= (tolerance or TOLERANCE[dtype]) * before.abs().max()

@@ -9,9 +9,7 @@ import torch
 
 from tests.weightspace.architectures import ARCHITECTURES, ZOO
 from tests.weightspace.specs import (
-    assert_equivariant,
     count_orbits,
-    flattened,
     random_features,
     random_spec,
 )
@@ -29,8 +27,10 @@ from weightspace.equivariant import (
     count_maps,
     describe_perceptron,
 )
+from weightspace.equivariant.features import flatten_features
 from weightspace.errors import ShapeError
 from weightspace.symmetry_spec import SymmetrySpec
+from weightspace.testing import assert_equivariant
 from weightspace.tracing import trace
 from weightspace.verification import symmetry
 
@@ -52,7 +52,7 @@ def rank_of_span(layer: EquivariantLinear) -> int:
         for parameter in parameters:
             for place in range(parameter.numel()):
                 parameter.view(-1)[place] = 1
-                rows.append(flattened(spec, layer(features)).reshape(-1))
+                rows.append(flatten_features(layer(features), spec).reshape(-1))
                 parameter.view(-1)[place] = 0
     return int(torch.linalg.matrix_rank(torch.stack(rows), rtol=1e-9))
 
@@ -92,7 +92,8 @@ def test_random_specs_have_rank_parameters_and_orbits_of_the_theory(seed):
     assert count_orbits(spec, pairs=True) == counted.linear == rank_of_span(layer)
     assert count_orbits(spec, pairs=False) == counted.constant
     for dtype in DTYPES:
-        assert_equivariant(EquivariantLinear(spec, 2, 3, fixed=Full(), dtype=dtype), dtype)
+        layer = EquivariantLinear(spec, 2, 3, fixed=Full(), dtype=dtype)
+        assert_equivariant(layer, spec, channels=2, dtype=dtype)
 
 
 LAYERS = {
@@ -113,7 +114,8 @@ LAYERS = {
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 2), (3, 5, 1, 4, 1)])
 def test_every_layer_commutes_with_permutations(kind, sizes, dtype):
     torch.manual_seed(0)
-    assert_equivariant(LAYERS[kind](describe_perceptron(sizes), dtype=dtype), dtype)
+    spec = describe_perceptron(sizes)
+    assert_equivariant(LAYERS[kind](spec, dtype=dtype), spec, channels=2, dtype=dtype)
 
 
 @pytest.mark.parametrize("name", [*ZOO, "linear position biases", "shuffled channels", "projected lstm"])
@@ -122,7 +124,7 @@ def test_layers_on_real_architectures_commute_with_permutations(name):
     architecture = ARCHITECTURES[name]
     spec = symmetry(trace(architecture.module(), architecture.inputs()))
     for dtype in DTYPES:
-        assert_equivariant(EquivariantLinear(spec, 1, 2, dtype=dtype), dtype)
+        assert_equivariant(EquivariantLinear(spec, 1, 2, dtype=dtype), spec, dtype=dtype)
 
 
 @pytest.mark.parametrize("kind", ["linear", "full", "low rank", "max", "attention", "invariant"])
@@ -134,7 +136,7 @@ def test_permuting_inputs_changes_the_result(kind):
     before, after = layer(features), layer(swapped)
     if isinstance(before, dict):
         before = {**before, "layers.0.weight": before["layers.0.weight"][..., [1, 0, 2]]}
-        before, after = flattened(layer.spec, before), flattened(layer.spec, after)
+        before, after = flatten_features(before, layer.spec), flatten_features(after, layer.spec)
     assert (before - after).abs().max() > 0.01
 
 
@@ -180,7 +182,7 @@ def test_gradients_reach_every_parameter():
     for kind, make in LAYERS.items():
         layer = make(describe_perceptron((2, 3, 3, 2)), dtype=torch.float64)
         written = layer(random_features(layer.spec, 3, 2, torch.float64))
-        written = flattened(layer.spec, written) if isinstance(written, dict) else written
+        written = flatten_features(written, layer.spec) if isinstance(written, dict) else written
         written.square().sum().backward()
         for name, parameter in layer.named_parameters():
             assert parameter.numel() == 0 or (
@@ -196,7 +198,9 @@ def test_compiles_without_graph_breaks(seed):
     layer = EquivariantLinear(spec, 2, 3)
     features = random_features(spec, 2, 2, torch.float32)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(flattened(spec, compiled(features)), flattened(spec, layer(features)))
+    torch.testing.assert_close(
+        flatten_features(compiled(features), spec), flatten_features(layer(features), spec)
+    )
 
 
 def test_wrong_input_is_named():

@@ -1,6 +1,7 @@
 """Networks over weights that commute with the permutations of hidden units: deep weight spaces."""
 
 from weightspace.equivariant.deep_weight_space import DeepWeightSpaceNet, InvariantHead
+from weightspace.equivariant.features import permute_features
 from weightspace.equivariant.linear import (
     Embedded,
     EquivariantLinear,
@@ -29,4 +30,5 @@ __all__ = [
     "Sum",
     "count_maps",
     "describe_perceptron",
+    "permute_features",
 ]
