@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from weightspace.errors import ShapeError
-from weightspace.symmetry_spec import PERMUTATION, Axis, Factor, Segment, SymmetrySpec
+from weightspace.group_action import segment_positions
+from weightspace.symmetry_spec import PERMUTATION, Axis, Factor, SymmetrySpec
 
 EMBEDDED = (
     "fixed axes of"  # the name, with their size, of the group that permutes fixed axes when they are embedded
@@ -94,21 +95,13 @@ def _runs(axis: Axis, size: int, apart: set[str]) -> list[_Run]:
     left = torch.ones(size, dtype=torch.bool)
     runs = []
     for segment in axis:
-        places = _positions(segment)
+        places = segment_positions(segment)
         left[places.reshape(-1)] = False
         runs += _told_apart(_Run(segment.factors, places), apart)
     if left.any():
         rest = left.nonzero()[:, 0]
         runs.append(_Run((Factor("", len(rest)),), rest))
     return runs
-
-
-def _positions(segment: Segment) -> Tensor:
-    places = torch.full(segment.shape, segment.offset)
-    for number, factor in enumerate(segment.factors):
-        steps = factor.stride * torch.arange(factor.size)
-        places += steps.reshape(-1, *[1] * (len(segment.factors) - number - 1))
-    return places
 
 
 def _told_apart(run: _Run, apart: set[str]) -> list[_Run]:
