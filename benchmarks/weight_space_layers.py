@@ -3,7 +3,7 @@
 Claim: at equal result at least 3x faster than straightforward code that maps every pair of parameters by itself, in
 memory linear in the weights; a dense matrix over all weights is out of reach but for the smallest networks.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.weight_space_layers
+    OMP_NUM_THREADS=1 python benchmarks/weight_space_layers.py
 
 Per-block code is what one writes from the theory: for each pair of parameters and each set of hidden layers that they
 share, average, multiply by a matrix, broadcast, add. It is given the weights of our layer, so that results agree. For
@@ -16,12 +16,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from measure import interleaved, write
 from torch import Tensor
 
-from benchmarks.measure import interleaved, write
 from weightspace.equivariant import EquivariantLinear, describe_perceptron
 
 BATCH = 64
@@ -145,7 +146,7 @@ def measured(sizes: tuple[int, ...], channels: int) -> dict[str, Any]:
 def peak(width: int) -> float:
     """Bytes per entry of the features that one pass of (2, width, width, 1) at 4 channels adds, in a new process."""
     code = (
-        "import re; from benchmarks.weight_space_layers import *\n"
+        "import re; from weight_space_layers import *\n"
         "def kilobytes(name): return int(re.search(name + r':\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
         f"spec = describe_perceptron((2, {width}, {width}, 1)); layer = EquivariantLinear(spec, 4, 4)\n"
         "features = {name: torch.randn(BATCH, 4, *shape) for name, shape in spec.shapes.items()}\n"
@@ -154,9 +155,10 @@ def peak(width: int) -> float:
         "step(layer, features, list(layer.parameters()))\n"
         "print((kilobytes('VmHWM') - before) * 1024 / sum(x.numel() for x in features.values()))"
     )
-    return float(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
+    return float(run.stdout)
 
 
 def main() -> None:

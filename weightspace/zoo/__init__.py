@@ -18,6 +18,7 @@ from weightspace.zoo.siren import Siren, pixel_grid
 from weightspace.zoo.standardization import Standardization, standardize
 from weightspace.zoo.storage import ZooWriter, stream_zoo
 from weightspace.zoo.training import TrainingRun, run_training
+from weightspace.zoo.weight_statistics import WeightStatistics, summarize_weights
 
 __all__ = [
     "Augmentation",
@@ -30,6 +31,7 @@ __all__ = [
     "Standardization",
     "TrainingRun",
     "WeightSpaceReader",
+    "WeightStatistics",
     "WeightZoo",
     "ZooWriter",
     "add_noise",
@@ -45,5 +47,6 @@ __all__ = [
     "scale_relu_units",
     "standardize",
     "stream_zoo",
+    "summarize_weights",
     "train_classifiers",
 ]
