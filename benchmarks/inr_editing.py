@@ -5,7 +5,7 @@ the network of an image into one of the dilated image (the maximum over 3 x 3 pi
 error stands beside that of the networks as they are, and beside the papers' figures, which come from 55,000 networks
 and another fit of them: no parity is claimed.
 
-    python -m benchmarks.inr_editing
+    python benchmarks/inr_editing.py
 
 SIRENs 2-32-32-1 on 28 x 28 pixels, each image fitted once from initial weights of its own. The loss is the mean squared
 error of the rendered image, through which gradients flow. The zoo is cached in `--folder`; runs resume from it.
@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measure import write
 from torch import Tensor, nn
 
-from benchmarks.measure import write
 from weightspace.equivariant import DeepWeightSpaceNet
 from weightspace.graph import NeuralGraphNet, describe_graphs, encode
 from weightspace.graph.parameter_map import GraphParameterMap

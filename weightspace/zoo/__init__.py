@@ -11,7 +11,10 @@ from weightspace.zoo.augmentation import (
 from weightspace.zoo.classifier_training import HyperparameterRanges, train_classifiers
 from weightspace.zoo.classifiers import ConvolutionalClassifier, PerceptronClassifier
 from weightspace.zoo.collection import WeightZoo, concatenate_zoos
+from weightspace.zoo.editors import WeightEditor
 from weightspace.zoo.implicit_representations import fit_inrs, render_inrs
+from weightspace.zoo.learned_optimizer import LearnedOptimizer, OptimizerState
+from weightspace.zoo.perceptrons import run_perceptrons
 from weightspace.zoo.readers import FlatReader, GraphReader, WeightSpaceReader
 from weightspace.zoo.sine_units import canonicalize_sine_units
 from weightspace.zoo.siren import Siren, pixel_grid
@@ -26,10 +29,13 @@ __all__ = [
     "FlatReader",
     "GraphReader",
     "HyperparameterRanges",
+    "LearnedOptimizer",
+    "OptimizerState",
     "PerceptronClassifier",
     "Siren",
     "Standardization",
     "TrainingRun",
+    "WeightEditor",
     "WeightSpaceReader",
     "WeightStatistics",
     "WeightZoo",
@@ -43,6 +49,7 @@ __all__ = [
     "permute_zoo",
     "pixel_grid",
     "render_inrs",
+    "run_perceptrons",
     "run_training",
     "scale_relu_units",
     "standardize",

@@ -129,7 +129,9 @@ def reduction(state: State, node: Node, operation: op.Reduce, inputs: list[Value
     if not operation.keep:
         pooled = pooled.reshape([n for axis, n in enumerate(pooled.shape) if axis not in axes])
     return (
-        noted(state, node, Units(pooled), operation.name) if operation.name in ("amax", "amin") else Units(pooled)
+        noted(state, node, Units(pooled), operation.name)
+        if operation.name in ("amax", "amin")
+        else Units(pooled)
     )
 
 
