@@ -28,19 +28,18 @@ from measure import write
 from torch import Tensor, nn
 
 from weightspace.equivariant import DeepWeightSpaceNet, Full
-from weightspace.graph import NeuralGraphNet, describe_graphs, encode
-from weightspace.graph.parameter_map import GraphParameterMap
+from weightspace.graph import GraphParameterMap, NeuralGraphNet, describe_graphs, encode
 from weightspace.zoo import (
     Augmentation,
     HyperparameterRanges,
     PerceptronClassifier,
+    WeightEditor,
     WeightZoo,
+    run_perceptrons,
     run_training,
     standardize,
     train_classifiers,
 )
-from weightspace.zoo.editors import WeightEditor
-from weightspace.zoo.perceptrons import run_perceptrons
 
 FAMILIES = ("shared change", "flat", "flat, permuted", "deep weight space", "neural graph")
 DEGREES, CONTRAST, BRIGHTNESS, NOISE = 30.0, 0.6, 0.3, 0.1

@@ -26,10 +26,16 @@ from measure import write
 from torch import Tensor, nn
 
 from weightspace.equivariant import DeepWeightSpaceNet
-from weightspace.graph import NeuralGraphNet, describe_graphs, encode
-from weightspace.graph.parameter_map import GraphParameterMap
-from weightspace.zoo import Augmentation, WeightZoo, fit_inrs, render_inrs, run_training, standardize
-from weightspace.zoo.editors import WeightEditor
+from weightspace.graph import GraphParameterMap, NeuralGraphNet, describe_graphs, encode
+from weightspace.zoo import (
+    Augmentation,
+    WeightEditor,
+    WeightZoo,
+    fit_inrs,
+    render_inrs,
+    run_training,
+    standardize,
+)
 
 WIDTHS = {"deep weight space": 32, "neural graph": 16}  # channels, for about equal time
 SIZE = (28, 28)

@@ -30,11 +30,8 @@ from measure import write
 from torch import Tensor, nn
 
 from weightspace import trace
-from weightspace.graph import NeuralGraphNet, describe_graphs, encode
-from weightspace.graph.parameter_map import GraphParameterMap, widen_vocabulary
-from weightspace.zoo import PerceptronClassifier, run_training
-from weightspace.zoo.learned_optimizer import LearnedOptimizer
-from weightspace.zoo.perceptrons import run_perceptrons
+from weightspace.graph import GraphParameterMap, NeuralGraphNet, describe_graphs, encode, widen_vocabulary
+from weightspace.zoo import LearnedOptimizer, PerceptronClassifier, run_perceptrons, run_training
 
 FAMILIES = ("neural graph", "weight by weight")
 WIDTH = 16

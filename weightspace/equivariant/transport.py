@@ -6,6 +6,7 @@ selections, means and additions.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,10 +34,9 @@ class BlockReader(nn.Module):
         super().__init__()
         self.shapes, self.pooling, self.channels = dict(shapes), pooling, channels
         self.blocks = tuple((block.parameter, block.sizes, block.fixed) for block in plan.blocks)
-        for number, block in enumerate(plan.blocks):
-            register_selection(
-                self, f"places_{number}", block.places.reshape(-1), math.prod(shapes[block.parameter])
-            )
+        self.selections = nn.ModuleList(
+            Selection(block.places.reshape(-1), shapes[block.parameter]) for block in plan.blocks
+        )
         steps = _Steps(len(plan.blocks), nested=pooling.nested)
         self.reads = tuple(
             tuple(steps.reading(reading) for reading in channel.readings) for channel in plan.channels
@@ -64,8 +64,7 @@ class BlockReader(nn.Module):
         flat = {name: self._flat(features, name) for name in self.shapes}
         values = []
         for number, (parameter, sizes, fixed) in enumerate(self.blocks):
-            places = getattr(self, f"places_{number}")
-            x = flat[parameter] if places is None else flat[parameter].index_select(2, places)
+            x = self.selections[number](flat[parameter])
             values.append(x.reshape(-1, self.channels * fixed, *sizes))
         products: dict[int, Tensor] = {}
         sums: dict[int, Tensor] = {}
@@ -118,18 +117,19 @@ class BlockWriter(nn.Module):
         self.of_parameter = {
             name: [n for n, block in enumerate(plan.blocks) if block.parameter == name] for name in shapes
         }
-        for position, numbers in enumerate(self.of_parameter.values()):
-            places = torch.cat([plan.blocks[n].places.reshape(-1) for n in numbers])
-            register_selection(self, f"places_{position}", places.argsort(), len(places))
+        self.selections = nn.ModuleList(
+            Selection(
+                torch.cat([plan.blocks[n].places.reshape(-1) for n in numbers]), shapes[name], back=True
+            )
+            for name, numbers in self.of_parameter.items()
+        )
 
     def forward(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
         written = {}
-        for position, (name, numbers) in enumerate(self.of_parameter.items()):
+        for (name, numbers), selection in zip(self.of_parameter.items(), self.selections, strict=True):
             parts = [self.blocks[n].assemble(values) for n in numbers]
             parts = [part.reshape(part.shape[0], self.channels, -1) for part in parts]
-            x = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-            places = getattr(self, f"places_{position}")
-            x = x if places is None else x.index_select(2, places)
+            x = selection(parts[0] if len(parts) == 1 else torch.cat(parts, 2))
             written[name] = x.reshape(-1, self.channels, *self.shapes[name])
         return written
 
@@ -299,7 +299,38 @@ def _additions(parts: int, slots: Mapping[frozenset[int], list[_Slot]]) -> list[
     return additions
 
 
-def register_selection(module: nn.Module, name: str, places: Tensor, size: int) -> None:
-    """Register the index of a selection along a flattened parameter; None where it selects all, in order."""
-    trivial = len(places) == size and torch.equal(places, torch.arange(size))
-    module.register_buffer(name, None if trivial else places, persistent=False)
+class Selection(nn.Module):
+    """The entries of a flattened parameter, (batch, channels, entries), in the order that a block has, or back."""
+
+    places: Tensor | None
+
+    def __init__(self, places: Tensor, shape: Sequence[int], *, back: bool = False):
+        """`places`: where the entries of the block stand in the parameter, whose shape is `shape`."""
+        super().__init__()
+        self.shape, self.axes = tuple(shape), _transposition(places, shape)
+        if back and self.axes is not None:
+            self.shape = tuple(shape[axis] for axis in self.axes)
+            self.axes = tuple(sorted(range(len(shape)), key=self.axes.__getitem__))
+        index = places.argsort() if back else places
+        self.register_buffer("places", None if self.axes is not None else index, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.axes is None:
+            assert self.places is not None
+            return x.index_select(2, self.places)
+        if self.axes == tuple(range(len(self.axes))):
+            return x
+        return x.unflatten(2, self.shape).permute(0, 1, *(axis + 2 for axis in self.axes)).flatten(2)
+
+
+def _transposition(places: Tensor, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The order of the parameter's axes that puts its entries at `places`; None if there is none.
+
+    Where there is one, it is much faster than an index, whose gradient is scattered.
+    """
+    entries = torch.arange(math.prod(shape)).reshape(tuple(shape))
+    if len(places) == entries.numel() and len(shape) <= 4:
+        for axes in itertools.permutations(range(len(shape))):
+            if torch.equal(entries.permute(axes).reshape(-1), places):
+                return axes
+    return None
