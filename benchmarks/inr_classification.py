@@ -9,7 +9,8 @@ of the papers) is as long as the machine allowed.
 
 Every digit is fitted ten times from independent initial weights; the parts are split by image, and test accuracy
 counts every network by itself. All readers, the flat ones too, are given canonical signs and phases of the sine units
-(`canonicalize_sine_units`). Zoos are cached in `--folder`, runs resume from it after a kill.
+(`canonicalize_sine_units`) unless `--raw-phases` is given. Zoos are cached in `--folder`, where runs resume after a kill;
+`collect` writes the JSON and the figure of all runs there.
 """
 
 from __future__ import annotations
@@ -44,23 +45,24 @@ from weightspace.zoo import (
 FAMILIES = ("deep weight space", "neural graph", "flat", "flat, permuted")
 
 
-DIGITS_OMEGA = 5.0  # 8 x 8 pixels say nothing about frequencies as high as the usual 30
 FIGURE = Path(__file__).parent.parent / "docs" / "inr_classification.png"
 
 
-def digits(folder: Path, initializations: int) -> WeightZoo:
+def digits(folder: Path, options: argparse.Namespace) -> WeightZoo:
     """All 1797 digits of scikit-learn, each fitted several times."""
     from sklearn.datasets import load_digits
 
-    path = folder / f"digits_{initializations}.safetensors"
+    raw = "_raw" if options.raw_phases else ""
+    path = folder / f"digits_{options.initializations}_omega_{options.omega:g}{raw}.safetensors"
     if not path.exists():
         images, labels = load_digits(return_X_y=True)
         zoo = fit_inrs(
             torch.as_tensor(images, dtype=torch.float32).reshape(-1, 8, 8) / 16,
-            hidden=(16, 16), omega=DIGITS_OMEGA, steps=100, learning_rate=5e-3, initializations=initializations,
-            labels=torch.as_tensor(labels), generator=torch.Generator().manual_seed(0),
+            hidden=(16, 16), omega=options.omega, steps=100, learning_rate=5e-3,
+            initializations=options.initializations, labels=torch.as_tensor(labels),
+            generator=torch.Generator().manual_seed(0),
         )  # fmt: skip
-        canonical(zoo, DIGITS_OMEGA).save(path)
+        (zoo if options.raw_phases else canonical(zoo, options.omega)).save(path)
     return WeightZoo.load(path)
 
 
@@ -124,7 +126,8 @@ def train(family: str, zoo: WeightZoo, seed: int, probes: int, options: argparse
         ]
         return float((torch.cat(found) == part.labels).double().mean())
 
-    name = f"{options.data} {family} probes {probes} seed {seed}"
+    phases = "raw" if options.raw_phases else "canonical"
+    name = f"{options.data} {family} probes {probes} {phases} omega {options.omega:g} steps {options.steps} seed {seed}"
     run = run_training(
         model, loss, lambda: {"validation_accuracy": accuracy(validation)},
         steps=options.steps, objective="validation_accuracy", learning_rate=options.learning_rate,
@@ -133,7 +136,8 @@ def train(family: str, zoo: WeightZoo, seed: int, probes: int, options: argparse
     with torch.no_grad():
         tested = accuracy(test)
     row = {
-        "data": options.data, "family": family, "probes": probes, "seed": seed,
+        "data": options.data, "family": family, "probes": probes, "seed": seed, "phases": phases,
+        "omega": options.omega if options.data == "digits" else 30.0, "noise": options.noise,
         "networks": len(training), "parameters": sum(p.numel() for p in model.parameters()),
         "steps": options.steps, "batch": options.batch, "threads": torch.get_num_threads(),
         "seconds": run.history[-1]["seconds"],
@@ -151,17 +155,18 @@ def collect(folder: Path) -> None:
     write("inr_classification", rows, "torch")
     import matplotlib.pyplot as plt
 
-    found = sorted({(row["data"], row["family"], row["probes"]) for row in rows})
-    figure, axes = plt.subplots(
-        1, len({data for data, *_ in found}), figsize=(9, 3.6), squeeze=False, layout="constrained"
-    )
-    places = dict(zip(sorted({data for data, *_ in found}), axes[0], strict=True))
-    for number, (data, family, probes) in enumerate(found):
-        for turn, row in enumerate(
-            r for r in rows if (r["data"], r["family"], r["probes"]) == (data, family, probes)
-        ):
-            label = f"{family}{f', {probes} probes' if probes else ''}" if turn == 0 else None
-            places[data].plot(*zip(*row["curve"], strict=True), color=f"C{number % 10}", label=label)
+    names = sorted({row["data"] for row in rows})
+    figure, axes = plt.subplots(1, len(names), figsize=(10, 4), squeeze=False, layout="constrained")
+    places = dict(zip(names, axes[0], strict=True))
+    colors: dict[str, str] = {}
+    for row in rows:
+        probes = f", {row['probes']} probes" if row["probes"] else ""
+        label = f"{row['family']}{probes}, omega {row['omega']:g}, {row['phases']} phases"
+        new = label not in colors
+        color = colors.setdefault(label, f"C{len(colors) % 10}")
+        places[row["data"]].plot(
+            *zip(*row["curve"], strict=True), color=color, label=label if new else None, alpha=0.8
+        )
     for data, axis in places.items():
         axis.set(xlabel="step", ylabel="validation accuracy", title=data)
         axis.legend(fontsize=7)
@@ -178,26 +183,31 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=0)
     parser.add_argument("--images", type=int, default=10000, help="of MNIST")
     parser.add_argument("--initializations", type=int, default=10, help="of every digit")
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument(
+        "--omega", type=float, default=5.0, help="of digits: 8 x 8 pixels say nothing about 30"
+    )
+    parser.add_argument("--raw-phases", action="store_true", help="of digits: sine units as they were fitted")
+    parser.add_argument("--steps", type=int, default=4500)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--noise", type=float, default=0.02)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--noise", type=float, default=0.05)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/zoos"))
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True, parents=True)
-    if options.data != "collect":
+    if options.data == "collect":
+        collect(options.folder)
+    else:
         zoo = (
-            digits(options.folder, options.initializations)
+            digits(options.folder, options)
             if options.data == "digits"
             else mnist(options.folder, options.images)
         )
         for seed in options.seeds:
             for family in options.family or FAMILIES:
                 train(family, zoo, seed, options.probes, options)
-    collect(options.folder)
 
 
 if __name__ == "__main__":
