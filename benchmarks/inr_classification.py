@@ -9,7 +9,7 @@ of the papers) is as long as the machine allowed.
 
 Every digit is fitted ten times from independent initial weights; the parts are split by image, and test accuracy
 counts every network by itself. All readers, the flat ones too, are given canonical signs and phases of the sine units
-(`canonicalize_sine_units`) unless `--raw-phases` is given. Zoos are cached in `--folder`, where runs resume after a kill;
+(`canonicalize_sine_units`) without `--raw-phases`. Zoos are cached in `--folder`, where runs resume after a kill;
 `collect` writes the JSON and the figure of all runs there.
 """
 

@@ -115,7 +115,7 @@ class Killed(Exception):
     pass
 
 
-def trained(zoo, path, kill_at=None, steps=12):
+def trained(zoo, path, kill_at=None, steps=12, objective="accuracy"):
     model = reader("deep weight space", zoo, 0, torch.float32)
     model.net.dropout.p = 0.2
     calls = 0
@@ -137,7 +137,7 @@ def trained(zoo, path, kill_at=None, steps=12):
         loss,
         evaluate,
         steps=steps,
-        objective="accuracy",
+        objective=objective,
         evaluations=4,
         warmup=3,
         checkpoint=path,
@@ -188,3 +188,10 @@ def test_a_diverging_loss_is_named(zoo):
     broken = {name: torch.full_like(tensor, math.nan) for name, tensor in zoo.parameters.items()}
     with pytest.raises(NonFiniteError, match="at step 0; lower learning_rate"):
         trained(replace(zoo, parameters=broken), None)
+
+
+def test_wrong_settings_are_named(zoo):
+    with pytest.raises(ShapeError, match="steps is 0"):
+        trained(zoo, None, steps=0)
+    with pytest.raises(ShapeError, match="evaluate returned accuracy, not the objective 'tau'"):
+        trained(zoo, None, objective="tau")

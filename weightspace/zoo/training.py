@@ -6,14 +6,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightspace.errors import CheckpointError, NonFiniteError
+from weightspace.errors import CheckpointError, NonFiniteError, ShapeError
 from weightspace.result import write_atomically, write_text
 
 
@@ -76,6 +75,7 @@ def run_training(
         checkpoint: a file that is written every `seconds_between_checkpoints`, and read if it exists: the run goes on
             where it was, to the same result. It is removed when the run is complete.
     Raises:
+        ShapeError: no steps, or `evaluate` does not measure the objective.
         NonFiniteError: the loss became NaN or infinite.
         CheckpointError: the checkpoint belongs to another model or another number of steps.
         OutputError: the checkpoint cannot be written.
@@ -83,108 +83,117 @@ def run_training(
     """
     from tqdm import tqdm
 
+    if steps < 1:
+        raise ShapeError(f"run_training needs at least one step; steps is {steps}")
     generator = generator or torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1))),
     )
-    state: dict[str, Any] = {
-        "step": 0, "seconds": 0.0, "total": 0.0, "since": 0, "history": [], "best": None, "weights": None
-    }  # fmt: skip
+    held = _Held(model, optimizer, schedule, generator, steps)
     path = None if checkpoint is None else Path(checkpoint)
-    if path is not None and path.exists():
-        state = _restored(path, model, optimizer, schedule, generator, steps)
+    state = _State() if path is None or not path.exists() else held.restored(path)
     every = max(steps // evaluations, 1)
-    started, saved = time.perf_counter() - state["seconds"], time.perf_counter()
+    started, saved = time.perf_counter() - state.seconds, time.perf_counter()
     with tqdm(
-        total=steps, initial=state["step"], disable=None if progress else True, desc="training", leave=False
+        total=steps, initial=state.step, disable=None if progress else True, desc="training", leave=False
     ) as bar:
-        while state["step"] < steps:
+        while state.step < steps:
             model.train()
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             value = loss(generator)
             if not bool(value.isfinite()):
                 raise NonFiniteError(
-                    f"the loss is {value.item()} at step {state['step']}; lower learning_rate ({learning_rate})"
+                    f"the loss is {value.item()} at step {state.step}; lower learning_rate ({learning_rate})"
                 )
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             schedule.step()
-            state["step"] += 1
-            state["since"] += 1
-            state["total"] += value.item()
+            state.step += 1
+            state.losses.append(value.item())
             bar.update()
-            if state["step"] % every == 0 or state["step"] == steps:
+            state.seconds = time.perf_counter() - started
+            if state.step % every == 0 or state.step == steps:
                 model.eval()
                 with torch.no_grad():
                     measures = {key: float(measure) for key, measure in evaluate().items()}
-                entry = {
-                    "step": state["step"],
-                    "seconds": time.perf_counter() - started,
-                    "loss": state["total"] / state["since"],
-                    **measures,
-                }
-                state["history"].append(entry)
-                state["total"], state["since"] = 0.0, 0
-                best = state["best"]
-                sign = 1 if maximize else -1
-                if best is None or sign * entry[objective] > sign * best[objective]:
-                    state["best"] = entry
-                    state["weights"] = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+                state.enter(measures, objective if maximize else f"-{objective}", model)
                 bar.set_postfix({key: f"{measure:.4g}" for key, measure in measures.items()})
             if path is not None and time.perf_counter() - saved >= seconds_between_checkpoints:
-                state["seconds"] = time.perf_counter() - started
-                _save(path, state, model, optimizer, schedule, generator, steps)
+                held.save(path, state)
                 saved = time.perf_counter()
-    model.load_state_dict(state["weights"])
+    assert state.weights is not None
+    assert state.best is not None
+    model.load_state_dict(state.weights)
     if path is not None:
         path.unlink(missing_ok=True)
-    return TrainingRun(model.eval(), tuple(state["history"]), state["best"])
+    return TrainingRun(model.eval(), tuple(state.history), state.best)
 
 
-def _save(
-    path: Path,
-    state: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    generator: torch.Generator,
-    steps: int,
-) -> None:
-    content = {
-        **state,
-        "steps": steps,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "generator": generator.get_state(),
-    }
-    with write_atomically(path) as temporary:
-        torch.save(content, temporary)
+@dataclass
+class _State:
+    """How far a training has come."""
+
+    step: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)  # since the last evaluation
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    weights: dict[str, Tensor] | None = None  # of the best evaluation
+
+    def enter(self, measures: Mapping[str, float], objective: str, model: nn.Module) -> None:
+        """Add an evaluation; `objective` is the measure to maximize, behind a minus sign to minimize it."""
+        loss = math.fsum(self.losses) / len(self.losses)
+        entry = {"step": self.step, "seconds": self.seconds, "loss": loss, **measures}
+        self.losses = []
+        self.history.append(entry)
+        name, sign = objective.removeprefix("-"), -1 if objective.startswith("-") else 1
+        if name not in entry:
+            raise ShapeError(
+                f"evaluate returned {', '.join(measures) or 'nothing'}, not the objective {name!r}"
+            )
+        if self.best is None or sign * entry[name] > sign * self.best[name]:
+            self.best = entry
+            self.weights = {key: tensor.clone() for key, tensor in model.state_dict().items()}
 
 
-def _restored(
-    path: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LambdaLR,
-    generator: torch.Generator,
-    steps: int,
-) -> dict[str, Any]:
-    try:
-        content = torch.load(path, weights_only=True)
-        if content.pop("steps") != steps:
-            raise ValueError("another number of steps")
-        model.load_state_dict(content.pop("model"))
-        optimizer.load_state_dict(content.pop("optimizer"))
-        schedule.load_state_dict(content.pop("schedule"))
-        generator.set_state(content.pop("generator"))
-    except Exception as error:
-        raise CheckpointError(
-            f"{str(path)!r} cannot be continued from ({type(error).__name__}: {str(error)[:200]}); remove it to "
-            "start anew"
-        ) from error
-    return content
+@dataclass(frozen=True)
+class _Held:
+    """What else a training needs to go on."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    generator: torch.Generator
+    steps: int
+
+    def save(self, path: Path, state: _State) -> None:
+        content = {
+            "state": vars(state),
+            "steps": self.steps,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+        with write_atomically(path) as temporary:
+            torch.save(content, temporary)
+
+    def restored(self, path: Path) -> _State:
+        try:
+            content = torch.load(path, weights_only=True)
+            if content["steps"] != self.steps:
+                raise ValueError("another number of steps")
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.schedule.load_state_dict(content["schedule"])
+            self.generator.set_state(content["generator"])
+            return _State(**content["state"])
+        except Exception as error:
+            raise CheckpointError(
+                f"{str(path)!r} cannot be continued from ({type(error).__name__}: {str(error)[:200]}); remove it to "
+                "start anew"
+            ) from error
