@@ -38,6 +38,7 @@ CASES = {  # module, shape of an input, free units by group
     "softmax": (lambda: Around(nn.Softmax(-1)), (2,), {"scale": 0, "sign": 0}),
     "average pool": (lambda: images(nn.Tanh(), nn.AvgPool2d(2)), (1, 6, 6), {"scale": 0, "sign": 4}),
     "max pool": (lambda: images(nn.Tanh(), nn.MaxPool2d(2)), (1, 6, 6), {"scale": 0, "sign": 0}),
+    "relu and max pool": (lambda: images(nn.ReLU(), nn.MaxPool2d(2)), (1, 6, 6), {"scale": 4, "sign": 0}),
     "instance norm": (lambda: images(nn.InstanceNorm2d(4), nn.ReLU()), (1, 6, 6), {"scale": 0, "sign": 0}),
 }
 

@@ -9,7 +9,7 @@ from weightspace.errors import ShapeError
 from weightspace.graph.parameter_graph import ParameterGraph
 from weightspace.graph.structure import EDGE_KINDS, GraphStructure
 
-HOMOGENEOUS = ("linear", "ReLU", "LeakyReLU")
+HOMOGENEOUS = ("linear", "ReLU", "LeakyReLU", "MaxPool")  # of one channel, over space
 ODD = ("linear", "Tanh", "sin", "atan", "erf", "softsign")
 GROUPS = {"scale": HOMOGENEOUS, "sign": ODD}
 AFFINE = tuple(EDGE_KINDS.index(kind) for kind in ("linear", "convolution"))
@@ -104,7 +104,9 @@ def free_units(structure: GraphStructure, group: str) -> Tensor:
     held[structure.edge_index[:, ~affine].reshape(-1)] = True
     sizes = [layer.size for layer in structure.layers]
     hidden = [
-        layer.kind == "hidden" and layer.activation in GROUPS[require_group(group)] and not bool(piece.any())
+        layer.kind == "hidden"
+        and set(layer.activation.split(", ")) <= set(GROUPS[require_group(group)])
+        and not bool(piece.any())
         for layer, piece in zip(structure.layers, held.split(sizes), strict=True)
     ]
     return torch.tensor(hidden, device=held.device).repeat_interleave(torch.tensor(sizes, device=held.device))
