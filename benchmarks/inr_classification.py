@@ -156,7 +156,7 @@ def collect(folder: Path) -> None:
     import matplotlib.pyplot as plt
 
     names = sorted({row["data"] for row in rows})
-    figure, axes = plt.subplots(1, len(names), figsize=(10, 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(10, 5), squeeze=False, layout="constrained")
     places = dict(zip(names, axes[0], strict=True))
     colors: dict[str, str] = {}
     for row in rows:
@@ -169,7 +169,7 @@ def collect(folder: Path) -> None:
         )
     for data, axis in places.items():
         axis.set(xlabel="step", ylabel="validation accuracy", title=data)
-        axis.legend(fontsize=7)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(FIGURE, dpi=110)
 
 
