@@ -444,6 +444,18 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
     return next(iter(found.values()))
 
 
+def read_training_state(path: Path) -> Any:
+    """Return what `torch.save` wrote of a training: tensors and plain data, on the CPU; nothing else is loaded.
+
+    Raises:
+        CheckpointError: the file is missing, broken, or holds more than that.
+    """
+    try:
+        return _unpickle(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; name a file that can be read") from error
+
+
 def _unpickle(path: Path) -> Any:
     """Load plain data and tensors only; whatever a hostile or broken pickle raises is a CheckpointError."""
     try:

@@ -195,3 +195,10 @@ def test_wrong_settings_are_named(zoo):
         trained(zoo, None, steps=0)
     with pytest.raises(ShapeError, match="evaluate returned accuracy, not the objective 'tau'"):
         trained(zoo, None, objective="tau")
+
+
+def test_the_global_generator_is_left_as_it_was(zoo):
+    reader("deep weight space", zoo, 0, torch.float32)
+    expected = torch.rand(3)
+    trained(zoo, None, steps=2)
+    assert torch.equal(torch.rand(3), expected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from weightspace.checkpoint import read_training_state
 from weightspace.errors import CheckpointError, NonFiniteError, ShapeError
 from weightspace.result import write_atomically, write_text
 
@@ -96,9 +97,13 @@ def run_training(
     state = _State() if path is None or not path.exists() else held.restored(path)
     every = max(steps // evaluations, 1)
     started, saved = time.perf_counter() - state.seconds, time.perf_counter()
-    with tqdm(
+    bar = tqdm(
         total=steps, initial=state.step, disable=None if progress else True, desc="training", leave=False
-    ) as bar:
+    )
+    with (
+        bar,
+        torch.random.fork_rng(),
+    ):  # dropout draws from the global generator, which is given back as it was
         while state.step < steps:
             model.train()
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -184,7 +189,7 @@ class _Held:
 
     def restored(self, path: Path) -> _State:
         try:
-            content = torch.load(path, weights_only=True)
+            content = read_training_state(path)
             if content["steps"] != self.steps:
                 raise ValueError("another number of steps")
             self.model.load_state_dict(content["model"])
@@ -192,7 +197,7 @@ class _Held:
             self.schedule.load_state_dict(content["schedule"])
             self.generator.set_state(content["generator"])
             return _State(**content["state"])
-        except Exception as error:
+        except (CheckpointError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"{str(path)!r} cannot be continued from ({type(error).__name__}: {str(error)[:200]}); remove it to "
                 "start anew"
