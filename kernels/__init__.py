@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kernels.extremal import ExtremeEigh as ExtremeEigh, extreme_eigh as extreme_eigh
     from kernels.factored import eigh_factored as eigh_factored
     from kernels.generalized import generalized_eigh as generalized_eigh
+    from kernels.selection import select_largest as select_largest
     from kernels.spectral_functions import (
         project_psd as project_psd,
         spectral_function as spectral_function,
@@ -38,6 +39,7 @@ _EXPORTS = {
     "factorize": "kernels.block_tridiagonal",
     "generalized_eigh": "kernels.generalized",
     "project_psd": "kernels.spectral_functions",
+    "select_largest": "kernels.selection",
     "spectral_function": "kernels.spectral_functions",
     "top_eigh": "kernels.eigensolver",
 }

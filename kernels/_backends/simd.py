@@ -6,6 +6,7 @@ that need neither Python nor torch. Without a compiler there are none, and this 
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+_ENTRIES_PER_THREAD = 1 << 20  # about a millisecond of selecting, much more than a thread costs
 _CAPABILITIES = {"AVX512": ("avx512", "avx2", "baseline"), "AVX2": ("avx2", "baseline")}
 
 
@@ -67,6 +69,7 @@ class Library:
     eigh: dict[torch.dtype, Callable[..., int]]
     extent: dict[torch.dtype, Callable[..., int]]
     orient: dict[torch.dtype, Callable[..., None]]
+    select: dict[torch.dtype, Callable[..., int]]
 
 
 def load(path: Path) -> Library:
@@ -74,16 +77,23 @@ def load(path: Path) -> Library:
     library = ctypes.CDLL(str(path))
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     matrices = [pointer, *5 * [integer]]  # address, batch, n and three strides
-    loaded = Library({}, {}, {})
+    loaded = Library({}, {}, {}, {})
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
-        eigh, extent, orient = (
-            library[f"weightspace_{what}_{name}"] for what in ("eigh", "extent", "orient")
+        eigh, extent, orient, select = (
+            library[f"weightspace_{what}_{name}"] for what in ("eigh", "extent", "orient", "select")
         )
-        eigh.restype, extent.restype, orient.restype = ctypes.c_int, ctypes.c_int, None
+        eigh.restype, extent.restype, orient.restype, select.restype = (
+            ctypes.c_int,
+            ctypes.c_int,
+            None,
+            integer,
+        )
         eigh.argtypes = [*matrices, *4 * [pointer], integer]
         extent.argtypes = [*matrices, ctypes.c_double, ctypes.c_double]
         orient.argtypes = [pointer, integer, integer, pointer]
+        select.argtypes = [pointer, *3 * [integer], pointer, pointer]
         loaded.eigh[dtype], loaded.extent[dtype], loaded.orient[dtype] = eigh, extent, orient
+        loaded.select[dtype] = select
     return loaded
 
 
@@ -118,6 +128,29 @@ def orient(vectors: Tensor) -> Tensor:
     result = vectors.new_empty(vectors.shape)
     library.orient[vectors.dtype](vectors.data_ptr(), batch, n, result.data_ptr())
     return result
+
+
+def select_largest(a: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The k largest entries of every row of a contiguous (rows, n) and their places, or None where there is NaN."""
+    library = _best()
+    values, places = a.new_empty(len(a), k), torch.empty(len(a), k, dtype=torch.int32)
+    # Threads of an ordinary pool suffice: ctypes gives up the interpreter lock, and rows cost nearly the same.
+    parts = min(torch.get_num_threads(), -(-a.numel() // _ENTRIES_PER_THREAD))
+    bounds = [len(a) * part // parts for part in range(parts + 1)]
+
+    def select(first: int, last: int) -> bool:
+        pointers = values[first:].data_ptr(), places[first:].data_ptr()
+        done = library.select[a.dtype](a[first:].data_ptr(), last - first, a.shape[1], k, *pointers)
+        if done < 0:
+            raise MemoryError(f"no memory to select the {k} largest of {a.shape[1]} entries: free some")
+        return done == last - first
+
+    if parts == 1:
+        whole = select(0, len(a))
+    else:
+        with ThreadPoolExecutor(parts) as pool:
+            whole = all(list(pool.map(select, bounds[:-1], bounds[1:])))
+    return (values, places) if whole else None
 
 
 def run(

@@ -3,6 +3,7 @@
 #define EIGH weightspace_eigh_float32
 #define EXTENT weightspace_extent_float32
 #define ORIENT weightspace_orient_float32
+#define SELECT weightspace_select_float32
 #include "problem.h"
 #include "layout.h"
 #include "householder.h"
@@ -11,3 +12,4 @@
 #include "psd_projection.h"
 #include "batch.h"
 #include "lapack_frame.h"
+#include "selection.h"

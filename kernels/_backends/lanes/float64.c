@@ -3,6 +3,7 @@
 #define EIGH weightspace_eigh_float64
 #define EXTENT weightspace_extent_float64
 #define ORIENT weightspace_orient_float64
+#define SELECT weightspace_select_float64
 #include "problem.h"
 #include "layout.h"
 #include "householder.h"
@@ -11,3 +12,4 @@
 #include "psd_projection.h"
 #include "batch.h"
 #include "lapack_frame.h"
+#include "selection.h"
