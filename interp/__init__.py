@@ -8,6 +8,51 @@ if TYPE_CHECKING:
         Adapter as Adapter,
         find_adapters as find_adapters,
     )
+    from interp.autoencoders.autoencoder import (
+        Autoencoder as Autoencoder,
+        AutoencoderLoss as AutoencoderLoss,
+        Comparison as Comparison,
+    )
+    from interp.autoencoders.batch_top_k import (
+        BatchTopK as BatchTopK,
+    )
+    from interp.autoencoders.dead_latents import (
+        AuxiliaryLoss as AuxiliaryLoss,
+        Resampling as Resampling,
+    )
+    from interp.autoencoders.gated import (
+        Gated as Gated,
+    )
+    from interp.autoencoders.input_scaling import (
+        InputScaling as InputScaling,
+    )
+    from interp.autoencoders.jump_relu import (
+        JumpReLU as JumpReLU,
+    )
+    from interp.autoencoders.latent_activation import (
+        LatentActivation as LatentActivation,
+    )
+    from interp.autoencoders.recording import (
+        activations as activations,
+        write_activations as write_activations,
+    )
+    from interp.autoencoders.relu import (
+        ReLU as ReLU,
+    )
+    from interp.autoencoders.sources import (
+        ActivationSource as ActivationSource,
+        open_activations as open_activations,
+    )
+    from interp.autoencoders.sparse_autoencoder import (
+        SparseAutoencoder as SparseAutoencoder,
+    )
+    from interp.autoencoders.top_k import (
+        TopK as TopK,
+    )
+    from interp.autoencoders.training import (
+        TrainingRun as TrainingRun,
+        train as train,
+    )
     from interp.bilinear_transformer import (
         BilinearTransformer as BilinearTransformer,
     )
@@ -128,25 +173,35 @@ if TYPE_CHECKING:
     )
 
 _EXPORTS = {
+    "ActivationSource": "interp.autoencoders.sources",
     "Adapter": "interp.adapters",
     "AdversarialMasks": "interp.masks",
     "AttentionHead": "interp.heads",
+    "Autoencoder": "interp.autoencoders.autoencoder",
+    "AutoencoderLoss": "interp.autoencoders.autoencoder",
+    "AuxiliaryLoss": "interp.autoencoders.dead_latents",
+    "BatchTopK": "interp.autoencoders.batch_top_k",
     "Bilinear": "weightspace.layers",
     "BilinearMLP": "weightspace.layers",
     "BilinearSite": "interp.sites",
     "BilinearTransformer": "interp.bilinear_transformer",
     "ClassifierRun": "interp.classifier_training",
+    "Comparison": "interp.autoencoders.autoencoder",
     "CompositionScores": "interp.heads",
     "Decomposition": "interp.decomposition",
     "FactoredForm": "interp.factored_form",
     "FeatureInteractions": "interp.feature_interactions",
     "FiniteGroup": "interp.finite_groups",
     "FrozenNorms": "interp.frozen_norms",
+    "Gated": "interp.autoencoders.gated",
     "Gaussian": "interp.tensor_similarity",
     "GroupAnalysis": "interp.group_tasks",
     "GroupData": "interp.group_tasks",
     "GroupUnits": "interp.group_units",
     "HOSVD": "interp.tensor_spectra",
+    "InputScaling": "interp.autoencoders.input_scaling",
+    "JumpReLU": "interp.autoencoders.jump_relu",
+    "LatentActivation": "interp.autoencoders.latent_activation",
     "MaskEffect": "interp.masks",
     "MaximumMargin": "interp.group_margins",
     "OverfittingDiagnosis": "interp.overfitting",
@@ -154,14 +209,20 @@ _EXPORTS = {
     "PartialSolution": "interp.partial_solutions",
     "Polynomial": "interp.polynomial",
     "RankAccuracy": "interp.rank_accuracy",
+    "ReLU": "interp.autoencoders.relu",
     "Representation": "interp.representations",
+    "Resampling": "interp.autoencoders.dead_latents",
     "Similarity": "interp.tensor_similarity",
+    "SparseAutoencoder": "interp.autoencoders.sparse_autoencoder",
     "SpectralComparison": "interp.spectral_comparison",
     "SpectralSigns": "interp.overfitting",
     "TokenInteractions": "interp.token_interactions",
     "TokenTriple": "interp.token_interactions",
+    "TopK": "interp.autoencoders.top_k",
+    "TrainingRun": "interp.autoencoders.training",
     "TruncatedStack": "interp.bond_truncation",
     "Unfolding": "interp.depth",
+    "activations": "interp.autoencoders.recording",
     "adversarial_masks": "interp.masks",
     "analyze_group_task": "interp.group_tasks",
     "compare_spectra": "interp.spectral_comparison",
@@ -189,13 +250,16 @@ _EXPORTS = {
     "maximum_margin": "interp.group_margins",
     "measure_masks": "interp.masks",
     "measure_rank_accuracy": "interp.rank_accuracy",
+    "open_activations": "interp.autoencoders.sources",
     "pair_spectrum": "interp.group_spectra",
     "read_interactions": "interp.token_interactions",
     "similarity": "interp.tensor_similarity",
     "split_products": "interp.group_tasks",
+    "train": "interp.autoencoders.training",
     "train_classifier": "interp.classifier_training",
     "truncate_bonds": "interp.bond_truncation",
     "unfold": "interp.depth",
+    "write_activations": "interp.autoencoders.recording",
 }
 __all__ = list(_EXPORTS)
 

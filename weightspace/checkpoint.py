@@ -1,4 +1,4 @@
-"""Opening weight files: safetensors (one file, shards, a Hugging Face folder), PyTorch pickles, `.npz`.
+"""Opening weight files: safetensors (one file, shards, a Hugging Face folder), PyTorch pickles, `.npz`, `.npy`.
 
 Nothing here executes code from a file: pickles are read by `torch.load(weights_only=True)`, arrays with
 `allow_pickle=False`, and the rest is data. ONNX and `.pt2` files, which are programs as well as weights, are
@@ -124,10 +124,11 @@ def open_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 
     Args:
         path: `.safetensors`; `*.safetensors.index.json`; a folder with `model.safetensors` or an index;
-            `.pt`, `.pth`, `.bin`, `.ckpt` (PyTorch, state dicts nested in other objects are found); `.npz`.
+            `.pt`, `.pth`, `.bin`, `.ckpt` (PyTorch, state dicts nested in other objects are found); `.npz`; `.npy`,
+            whose array has the name of the file.
         key: which state dict, when a PyTorch file holds several, as the error that lists them spells it.
     Returns:
-        Checkpoint. Shapes and dtypes are known at once; safetensors and PyTorch zip files are mapped, legacy
+        Checkpoint. Shapes and dtypes are known at once; safetensors, `.npy` and PyTorch zip files are mapped, legacy
         PyTorch files and `.npz` are read into memory.
     Raises:
         CheckpointError: the path is missing, empty, truncated, inconsistent, refused as unsafe, or of a kind
@@ -223,7 +224,7 @@ def _open_file(path: Path, key: str | None) -> Checkpoint:
             raise CheckpointError(f"{path}: this is a Git LFS pointer, not the weights; run `git lfs pull`")
     if path.name.lower().endswith(".index.json"):
         return _open_index(path, key)
-    if suffix not in {".safetensors", ".npz", *PICKLE_SUFFIXES}:
+    if suffix not in {".safetensors", ".npz", ".npy", *PICKLE_SUFFIXES}:
         remedies = {
             ".onnx": "use weightspace.read",
             ".pt2": "use weightspace.read",
@@ -231,7 +232,7 @@ def _open_file(path: Path, key: str | None) -> Checkpoint:
             ".keras": "load it in Keras and save the weights with safetensors",
             ".gguf": "dequantize it and save the weights with safetensors",
         }
-        known = ", ".join([".safetensors", ".safetensors.index.json", *PICKLE_SUFFIXES, ".npz"])
+        known = ", ".join([".safetensors", ".safetensors.index.json", *PICKLE_SUFFIXES, ".npz", ".npy"])
         remedy = remedies.get(suffix, f"convert it to one of {known}")
         raise CheckpointError(
             f"{path}: files of kind {suffix or 'without suffix'!r} are not opened here; {remedy}"
@@ -242,6 +243,8 @@ def _open_file(path: Path, key: str | None) -> Checkpoint:
         )
     if suffix == ".safetensors":
         return Checkpoint(path, *_open_safetensors(path))
+    if suffix == ".npy":
+        return Checkpoint(path, {}, _resident({path.stem: _map_npy(path)}))
     if suffix == ".npz":
         return Checkpoint(path, {}, _resident(_load_npz(path)), resident=True)
     return Checkpoint(path, {}, _resident(_load_pickle(path, key)), resident=True)
@@ -426,6 +429,21 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
             f"{path}: {place}cannot be read as plain numbers ({reason}); save numeric arrays only"
         ) from error
     return tensors
+
+
+def _map_npy(path: Path) -> Tensor:
+    """The array of a `.npy` file, mapped privately: pages are read when touched."""
+    import numpy as np
+
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
+    except OSError:
+        raise
+    except Exception as error:  # numpy raises several kinds for a broken or hostile file
+        raise CheckpointError(
+            f"{path}: cannot be read as plain numbers ({_one_line(str(error))}); save one numeric array"
+        ) from error
 
 
 def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:

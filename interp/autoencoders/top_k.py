@@ -1,0 +1,31 @@
+"""The k largest latents of every sample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.sparse_codes import Pattern, select_top
+
+
+@dataclass(frozen=True)
+class TopK(LatentActivation):
+    r"""f keeps the k largest entries of $\mathrm{relu}(h)$ of every sample.
+
+    Args:
+        k: how many; fewer fire where fewer are positive.
+    Source: Makhzani and Frey, k-Sparse autoencoders (2014); Gao et al., Scaling and evaluating sparse autoencoders
+        (2024).
+    """
+
+    k: int
+    selects: ClassVar[bool] = True
+
+    def __post_init__(self):
+        require(self.k >= 1, f"TopK needs k >= 1; it is {self.k}")
+
+    def select(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Pattern]:
+        return select_top(x, weight, bias, self.k)
