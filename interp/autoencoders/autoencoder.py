@@ -150,10 +150,10 @@ class Autoencoder(nn.Module, ABC):
         """Start from the data: scaling and initial biases from a sample (n, *sample_shape) of it."""
         self.scaling.fit(sample)
 
-    def after_backward(self) -> None:  # noqa: B027  # most autoencoders do nothing here
+    def after_backward(self) -> None:
         """Change gradients before the step: projections onto constraints."""
 
-    def after_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: B027
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Change weights after the step: constraints, latents that died."""
 
     # ---- the rest ----------------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ class Autoencoder(nn.Module, ABC):
             UnsupportedOperationError: the format has no place for this kind of autoencoder; the text says why.
             OutputError: the file cannot be written.
         """
-        from interp.autoencoders.formats import write_autoencoder
+        from interp.autoencoders.formats.registry import write_autoencoder
 
         write_autoencoder(self, path, format)
 

@@ -35,9 +35,9 @@ class AuxiliaryLoss:
 class Resampling:
     """Every so many steps, point dead latents at samples that are explained badly.
 
-    Samples are drawn with probabilities proportional to the square of their squared error; the decoder feature becomes the
-    sample's direction, the encoder the same direction with a fraction of the mean norm of the living, the bias 0, and
-    the optimizer forgets the latent.
+    Samples are drawn with probabilities proportional to the square of their squared error; the decoder feature becomes
+    the sample's direction, the encoder the same direction with a fraction of the mean norm of the living, the bias 0,
+    and the optimizer forgets the latent.
 
     Args:
         every: steps.

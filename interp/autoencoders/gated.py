@@ -20,8 +20,8 @@ class Gated(LatentActivation):
     r"""$f = 1[\pi > 0]\,\mathrm{relu}(e^r \odot p W_{enc} + b_{mag})$ with the gate $\pi = p W_{enc} + b_{gate}$.
 
     Added to the loss: $\lambda E \sum_j \mathrm{relu}(\pi_j) |W_{dec,j}|$ and the error of the reconstruction from
-    $\mathrm{relu}(\pi)$ with a detached decoder, which trains the gate. `encoder_bias` is $b_{gate}$, `gate_scale` r and
-    `magnitude_bias` $b_{mag}$.
+    $\mathrm{relu}(\pi)$ with a detached decoder, which trains the gate. `encoder_bias` is $b_{gate}$, `gate_scale` r
+    and `magnitude_bias` $b_{mag}$.
 
     Args:
         l1: $\lambda$, for squared errors summed over the entries of a sample.

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from weightspace.errors import NonFiniteError, ShapeError
 
-KINDS = ("none", "mean", "standard", "unit_norm", "root_norm", "layer_norm")
+KINDS = ("none", "mean", "standard", "unit_norm", "root_norm", "layer_norm", "sae_lens_layer_norm")
+EPSILON = 1e-5  # of SAE Lens
 
 
 class InputScaling(nn.Module):
@@ -19,6 +20,8 @@ class InputScaling(nn.Module):
             such that $E|x - c|^2 / s^2$ is the number of entries.
             Every sample has a scale of its own: "unit_norm", c = 0 and $s = |x|$; "root_norm", c = 0 and
             $s = |x| / \sqrt d$; "layer_norm", mean and standard deviation of the sample's entries.
+            "sae_lens_layer_norm" is that of SAE Lens, for its checkpoints: the unbiased standard deviation s, samples
+            divided by $s + 10^{-5}$, and multiplied by s on the way back, which undoes it up to $10^{-5} / s$.
         shape: of the center, broadcast against a sample: (d,), or (channels, 1) of functions.
 
     `center` and `scale` are buffers: training fits them, a checkpoint holds them.
@@ -45,7 +48,7 @@ class InputScaling(nn.Module):
     @property
     def per_sample(self) -> bool:
         """Whether every sample has its own scale, so that codes alone cannot be decoded to the units of the data."""
-        return self.kind in ("unit_norm", "root_norm", "layer_norm")
+        return self.kind in ("unit_norm", "root_norm", "layer_norm", "sae_lens_layer_norm")
 
     def apply(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the scaled samples and (center, scale), with which `invert` undoes it.
@@ -58,8 +61,12 @@ class InputScaling(nn.Module):
         if self.per_sample:
             axes = tuple(range(1, x.ndim))
             entries = x[0].numel() if len(x) else 1
-            center = x.mean(axes, keepdim=True) if self.kind == "layer_norm" else torch.zeros_like(self.center)
+            centered = self.kind.endswith("layer_norm")
+            center = x.mean(axes, keepdim=True) if centered else torch.zeros_like(self.center)
             norm = torch.linalg.vector_norm(x - center, dim=axes, keepdim=True)
+            if self.kind == "sae_lens_layer_norm":
+                scale = norm / max(entries - 1, 1) ** 0.5
+                return (x - center) / (scale + EPSILON), (center, scale)
             norm = norm if self.kind == "unit_norm" else norm / entries**0.5
             scale = torch.where(norm > 0, norm, 1.0)
         return (x - center) / scale, (center, scale)

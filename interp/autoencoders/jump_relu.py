@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class JumpReLU(LatentActivation):
     r"""$f = \mathrm{relu}(h)\,1[h > \theta_j]$ with $\lambda E|f|_0$, or $\lambda (E|f|_0 / t - 1)^2$ with a target t.
 
-    The step has no useful gradient; with $z = (h - \theta)/\beta$ and $K = 1[|z| < 1/2]$ it gets $\partial f/\partial\theta =
-    -(\theta/\beta) K$ and $\partial 1[h > \theta]/\partial\theta = -K/\beta$, and none to h through the step.
-    $\log\theta$ is trained.
+    The step has no useful gradient; with $z = (h - \theta)/\beta$ and $K = 1[|z| < 1/2]$ it gets
+    $\partial f/\partial\theta = -(\theta/\beta) K$ and $\partial 1[h > \theta]/\partial\theta = -K/\beta$, and none to
+    h through the step. $\log\theta$ is trained.
 
     Args:
         l0: $\lambda$, for squared errors summed over the entries of a sample.
@@ -40,7 +40,9 @@ class JumpReLU(LatentActivation):
     def __post_init__(self):
         require(self.l0 >= 0, f"JumpReLU needs l0 >= 0; it is {self.l0}")
         require(self.bandwidth > 0, f"JumpReLU needs a positive bandwidth; it is {self.bandwidth}")
-        require(self.initial_threshold > 0, f"JumpReLU needs a positive threshold; it is {self.initial_threshold}")
+        require(
+            self.initial_threshold > 0, f"JumpReLU needs a positive threshold; it is {self.initial_threshold}"
+        )
         require(
             self.target_l0 is None or self.target_l0 > 0,
             f"JumpReLU needs a positive target_l0; it is {self.target_l0}",

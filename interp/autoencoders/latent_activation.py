@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from interp.autoencoders.sparse_codes import Pattern
+from interp.autoencoders.sparse_codes import Pattern, encode
 
 if TYPE_CHECKING:
     from interp.autoencoders.sparse_autoencoder import SparseAutoencoder
@@ -45,13 +45,14 @@ class LatentActivation(ABC):
         """Codes (n, latents) of centered samples x (n, d) once training is over."""
         if not self.selects:
             return self.codes(autoencoder.preactivations(x), autoencoder)
-        values, pattern = self.select(x, autoencoder.encoder_weight.detach(), autoencoder.encoder_bias.detach())
-        return pattern.dense(values)
+        weight, bias = autoencoder.encoder_weight, autoencoder.encoder_bias
+        selected = self.select(x.detach(), weight.detach(), bias.detach())
+        return selected[1].dense(encode(x, None, weight, bias, selected))
 
     def penalties(
         self, h: Tensor, codes: Tensor, residual: Tensor, autoencoder: SparseAutoencoder
     ) -> Mapping[str, Tensor]:
-        """What dense codes add to the loss, by name, each a mean over samples; `residual` is the target without the bias."""
+        """What dense codes add to the loss, by name, each a mean over samples; `residual`: targets without the bias."""
         return {}
 
     def observe(self, values: Tensor, autoencoder: SparseAutoencoder) -> None:  # noqa: B027

@@ -117,7 +117,8 @@ class RecordedSource(ActivationSource):
     def _rows(self, activation: Tensor, name: str, batch: Any) -> Tensor:
         if activation.ndim < 2 or not activation.is_floating_point():
             raise ShapeError(
-                f"the activation of {name!r} is {tuple(activation.shape)} {activation.dtype}, not (batch, ..., features)"
+                f"the activation of {name!r} is {tuple(activation.shape)} {activation.dtype}, not "
+                "(batch, ..., features) in floating point"
             )
         if not self.flatten:
             return activation
@@ -127,7 +128,9 @@ class RecordedSource(ActivationSource):
         return rows.flatten(0, -2)
 
 
-def write_activations(source: ActivationSource, folder: str | Path, *, rows_per_shard: int = 65536) -> list[Path]:
+def write_activations(
+    source: ActivationSource, folder: str | Path, *, rows_per_shard: int = 65536
+) -> list[Path]:
     """Write all samples of a source to `activations-00000.safetensors`, ... (and `targets-00000.safetensors`, ...).
 
     One shard is in memory at a time; each is written whole or not at all.
@@ -140,7 +143,9 @@ def write_activations(source: ActivationSource, folder: str | Path, *, rows_per_
         folder.mkdir(parents=True, exist_ok=True)
         occupied = any(folder.iterdir())
     except OSError as error:
-        raise OutputError(f"cannot write to {str(folder)!r}: {error.strerror}; name another folder") from error
+        raise OutputError(
+            f"cannot write to {str(folder)!r}: {error.strerror}; name another folder"
+        ) from error
     if occupied:
         raise OutputError(f"cannot write to {str(folder)!r}: it is not empty; name another folder")
     written: list[Path] = []

@@ -100,7 +100,7 @@ class TensorSource(ActivationSource):
     """
 
     def __init__(self, x: Tensor, targets: Tensor | None = None):
-        self.rows = (x,) if targets is None else (x, targets)
+        self.rows: Rows = (x,) if targets is None else (x, targets)
         for tensor, name in zip(self.rows, ("activations", "targets"), strict=False):
             if tensor.ndim < 2 or not len(tensor) or not tensor.is_floating_point():
                 raise ShapeError(
@@ -109,7 +109,9 @@ class TensorSource(ActivationSource):
                 )
             require_finite(tensor, f"the {name}")
         if len({len(tensor) for tensor in self.rows}) > 1:
-            raise ShapeError(f"there are {len(x)} activations and {len(self.rows[1])} targets; give one for each")
+            raise ShapeError(
+                f"there are {len(x)} activations and {len(self.rows[1])} targets; give one for each"
+            )
         self.sample_shape = tuple(x.shape[1:])
 
     def pieces(self, epoch: int, seed: int) -> Iterator[Callable[[], Rows]]:
@@ -145,7 +147,9 @@ class ShardSource(ActivationSource):
     ):
         columns = [paths] if targets is None else [paths, targets]
         if not paths or len({len(column) for column in columns}) > 1:
-            raise CheckpointError("activations need at least one file, and targets as many as there are activations")
+            raise CheckpointError(
+                "activations need at least one file, and targets as many as there are activations"
+            )
         self.columns = tuple(_Column(column) for column in columns)
         for ours, theirs in zip(self.columns[0].files, self.columns[-1].files, strict=True):
             if ours.rows != theirs.rows:
@@ -207,7 +211,9 @@ def require_finite(x: Tensor, where: str, first: int = 0) -> None:
     """
     if not bool(x.isfinite().all()):
         row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise NonFiniteError(f"{where} have NaN or infinite entries, first in sample {first + row}; remove such samples")
+        raise NonFiniteError(
+            f"{where} have NaN or infinite entries, first in sample {first + row}; remove such samples"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,11 +234,15 @@ class _Column:
         for path in map(Path, paths):
             checkpoint = open_checkpoint(path)
             if len(checkpoint) != 1:
-                raise CheckpointError(f"{path}: activations are one tensor in a file; this has {len(checkpoint)}")
+                raise CheckpointError(
+                    f"{path}: activations are one tensor in a file; this has {len(checkpoint)}"
+                )
             name = checkpoint.names[0]
             shape, dtype = checkpoint.shape(name), checkpoint.dtype(name)
             if len(shape) < 2 or shape[0] == 0 or not dtype.is_floating_point:
-                raise CheckpointError(f"{path}: activations are floating-point samples (n, ...); this is {shape} {dtype}")
+                raise CheckpointError(
+                    f"{path}: activations are floating-point samples (n, ...); this is {shape} {dtype}"
+                )
             if not self.files:
                 self.shape, self.dtype = shape[1:], dtype
             elif (shape[1:], dtype) != (self.shape, self.dtype):
@@ -259,7 +269,9 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     folder = Path(path)
     if not folder.is_dir():
         return [folder]
-    found = sorted(file for file in folder.iterdir() if file.suffix in (".npy", ".safetensors", ".pt", ".npz"))
+    found = sorted(
+        file for file in folder.iterdir() if file.suffix in (".npy", ".safetensors", ".pt", ".npz")
+    )
     if not found:
         raise CheckpointError(f"{folder}: the folder holds no .npy, .safetensors, .pt or .npz files")
     return found

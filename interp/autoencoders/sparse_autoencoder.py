@@ -14,6 +14,7 @@ from interp.autoencoders.autoencoder import Autoencoder, AutoencoderLoss, Compar
 from interp.autoencoders.batch_top_k import BatchTopK
 from interp.autoencoders.dead_latents import AuxiliaryLoss, Resampling
 from interp.autoencoders.gated import Gated
+from interp.autoencoders.group_max import GroupMax
 from interp.autoencoders.input_scaling import InputScaling
 from interp.autoencoders.jump_relu import JumpReLU
 from interp.autoencoders.latent_activation import LatentActivation, require
@@ -22,15 +23,15 @@ from interp.autoencoders.relu import ReLU
 from interp.autoencoders.sparse_codes import Pattern
 from interp.autoencoders.top_k import TopK
 
-ACTIVATIONS = {rule.__name__: rule for rule in (ReLU, TopK, BatchTopK, JumpReLU, Gated)}
+ACTIVATIONS = {rule.__name__: rule for rule in (ReLU, TopK, BatchTopK, GroupMax, JumpReLU, Gated)}
 DEAD_LATENTS = {rule.__name__: rule for rule in (AuxiliaryLoss, Resampling)}
 
 
 class SparseAutoencoder(Autoencoder):
     r"""$\hat x = f W_{dec} + b_{dec}$ with codes f of $h = (x - b_{dec}) W_{enc} + b_{enc}$.
 
-    The loss is the mean over samples of $|x - \hat x|^2$, in scaled units; of nested dictionaries (`matryoshka`) the mean
-    over the prefixes, each with $b_{dec}$; plus what the activation and the dead latents add.
+    The loss is the mean over samples of $|x - \hat x|^2$, in scaled units; of nested dictionaries (`matryoshka`) the
+    mean over the prefixes, each with $b_{dec}$; plus what the activation and the dead latents add.
 
     Args:
         d: entries of a sample.
@@ -56,8 +57,8 @@ class SparseAutoencoder(Autoencoder):
         silent_for: samples since a latent fired in training, (latents,).
     Raises:
         ShapeError: the sizes do not fit each other.
-    Source: Bricken et al., Towards monosemanticity (2023); Gao et al., Scaling and evaluating sparse autoencoders (2024);
-        Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025); Dunefsky et al.,
+    Source: Bricken et al., Towards monosemanticity (2023); Gao et al., Scaling and evaluating sparse autoencoders
+        (2024); Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025); Dunefsky et al.,
         Transcoders find interpretable LLM feature circuits (2024); Paulo et al., Transcoders beat sparse autoencoders
         for interpretability (2025), for the skip; Lindsey et al., Sparse crosscoders for cross-layer features and model
         diffing (2024). Published losses of nested dictionaries differ: SAE Lens sums the prefixes.
@@ -88,30 +89,46 @@ class SparseAutoencoder(Autoencoder):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        require(d >= 1 and latents >= 1, f"an autoencoder needs d and latents >= 1; they are {d} and {latents}")
+        require(
+            d >= 1 and latents >= 1, f"an autoencoder needs d and latents >= 1; they are {d} and {latents}"
+        )
         transcoder = output_features is not None
         outputs = d if output_features is None else output_features
         self.activation = _made(activation, ACTIVATIONS)
         self.dead = None if dead is None else _made(dead, DEAD_LATENTS)
         k = getattr(self.activation, "k", 1)
         require(k <= latents, f"{self.activation} keeps more than the {latents} latents there are")
-        prefixes = tuple(matryoshka) if not matryoshka or matryoshka[-1] == latents else (*matryoshka, latents)
+        prefixes = (
+            tuple(matryoshka) if not matryoshka or matryoshka[-1] == latents else (*matryoshka, latents)
+        )
         require(
-            all(a < b for a, b in zip((0, *prefixes), prefixes, strict=False)) and prefixes[-1:] in ((), (latents,)),
+            all(a < b for a, b in zip((0, *prefixes), prefixes, strict=False))
+            and prefixes[-1:] in ((), (latents,)),
             f"matryoshka needs ascending numbers of latents, at most {latents}; it is {tuple(matryoshka)}",
         )
         require(transcoder or not skip, "only a transcoder has a skip: name output_features")
-        require(not tied or outputs == d, f"tied weights need as many outputs as inputs; they are {outputs} and {d}")
-        require(not sites or sum(sites) == outputs, f"the sites {tuple(sites)} must add up to {outputs} entries")
+        require(
+            not tied or outputs == d,
+            f"tied weights need as many outputs as inputs; they are {outputs} and {d}",
+        )
+        require(
+            not sites or sum(sites) == outputs, f"the sites {tuple(sites)} must add up to {outputs} entries"
+        )
         subtract = not transcoder if subtract_decoder_bias is None else subtract_decoder_bias
         require(
             not transcoder or scaling in ("none", "mean", "standard"),
             f"the scaling {scaling!r} is another for every sample, which a transcoder cannot know of its targets",
         )
-        require(not subtract or outputs == d, f"the decoder bias has {outputs} entries, the samples {d}: leave it")
+        require(
+            not subtract or outputs == d, f"the decoder bias has {outputs} entries, the samples {d}: leave it"
+        )
         self.sample_shape, self.latents, self.output_features = (d,), latents, outputs
         self.prefixes, self.sites, self.tied = prefixes, tuple(sites), tied
-        self.transcoder, self.normalize_decoder, self.subtract_decoder_bias = transcoder, normalize_decoder, subtract
+        self.transcoder, self.normalize_decoder, self.subtract_decoder_bias = (
+            transcoder,
+            normalize_decoder,
+            subtract,
+        )
         place: Any = {"dtype": dtype or torch.get_default_dtype(), "device": device}
         self.scaling = InputScaling(scaling, (d,), **place)
         self.output_scaling = InputScaling(scaling, (outputs,), **place) if transcoder else self.scaling
@@ -148,7 +165,10 @@ class SparseAutoencoder(Autoencoder):
         return self.activation.infer(self._centered(x), self)
 
     def decode_scaled(self, codes: Tensor) -> Tensor:
-        require(self.skip_weight is None, "codes of a transcoder with a skip do not decode without the samples: call it")
+        require(
+            self.skip_weight is None,
+            "codes of a transcoder with a skip do not decode without the samples: call it",
+        )
         return codes @ self.decoder_weight + self.decoder_bias
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -185,7 +205,7 @@ class SparseAutoencoder(Autoencoder):
         assert target is not None
         require(
             target.shape == (len(x), self.output_features),
-            f"targets of this transcoder have shape ({len(x)}, {self.output_features}); these have {tuple(target.shape)}",
+            f"targets of this transcoder have shape ({len(x)}, {self.output_features}), not {tuple(target.shape)}",
         )
         return target
 
@@ -202,14 +222,18 @@ class SparseAutoencoder(Autoencoder):
         penalties: dict[str, Tensor] = {}
         if self.activation.selects:
             centered = self._centered(scaled).detach()
-            selected = self.activation.select(centered, self.encoder_weight.detach(), self.encoder_bias.detach())
+            selected = self.activation.select(
+                centered, self.encoder_weight.detach(), self.encoder_bias.detach()
+            )
             values = self._encode(scaled, slice(None), selected)
             pattern = selected[1]
             if len(bounds) == 1:
                 parts = [sparse_codes.decode(values, self.decoder_weight, pattern)]
             else:
                 groups = pattern.split(bounds)
-                parts = [sparse_codes.decode(values[kept], self.decoder_weight, part) for part, kept in groups]
+                parts = [
+                    sparse_codes.decode(values[kept], self.decoder_weight, part) for part, kept in groups
+                ]
             positive = selected[0] > 0
             fired = pattern.column_sums(positive.to(torch.float32)) > 0
             l0 = positive.sum() / len(x)
@@ -235,7 +259,9 @@ class SparseAutoencoder(Autoencoder):
         if self.training:
             keeps = isinstance(self.dead, Resampling)
             self._seen = _Seen(fired, len(x), self._centered(scaled).detach() if keeps else None, residual)
-        total = reconstruction if not penalties else reconstruction + torch.stack(list(penalties.values())).sum()
+        total = (
+            reconstruction if not penalties else reconstruction + torch.stack(list(penalties.values())).sum()
+        )
         return AutoencoderLoss(
             total,
             {name: part.detach() for name, part in {"reconstruction": reconstruction, **penalties}.items()},
@@ -307,7 +333,9 @@ class SparseAutoencoder(Autoencoder):
             return
         weights = seen.residual.square().sum(1).double().square().cpu()
         generator = torch.Generator().manual_seed(int(self.steps))
-        drawn = torch.multinomial(weights, len(places), len(places) > len(weights), generator=generator).to(places.device)
+        drawn = torch.multinomial(weights, len(places), len(places) > len(weights), generator=generator).to(
+            places.device
+        )
         readers = F.normalize(seen.centered[drawn])
         features = F.normalize(seen.residual[drawn]) if self.transcoder else readers.clone()
         copy_from_first(readers)
@@ -378,6 +406,6 @@ def _made(rule: Any, known: Mapping[str, Any]) -> Any:
     """A rule from its description."""
     if not isinstance(rule, Mapping):
         return rule
-    name = rule.get("rule")
+    name = str(rule.get("rule"))
     require(name in known, f"no rule is named {name!r}; there are {', '.join(known)}")
     return known[name](**{key: value for key, value in rule.items() if key != "rule"})

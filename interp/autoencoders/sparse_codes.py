@@ -93,7 +93,7 @@ class Pattern:
         return parts
 
 
-def _matrix(starts: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+def _matrix(starts: Tensor, indices: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         return torch.sparse_csr_tensor(starts, indices, values, shape, check_invariants=False)
@@ -128,7 +128,9 @@ def select_batch_top(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[T
         kept = torch.cat([kept, chunk.flatten()[above]])
         places = torch.cat([places, above + first])
         first += chunk.numel()
-        if len(kept) > 2 * wanted:  # what lies below the n k largest so far cannot be among those of the batch
+        if (
+            len(kept) > 2 * wanted
+        ):  # what lies below the n k largest so far cannot be among those of the batch
             kept, best = kept.topk(wanted, sorted=False)
             places, floor = places[best], float(kept.min())
     if len(kept) > wanted:

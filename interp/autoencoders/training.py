@@ -135,10 +135,12 @@ def train(
     quiet = rank != 0 or not progress
     for model in models:
         model.train()
-    with tqdm(total=steps, initial=state.step, disable=True if quiet else None, desc="training", leave=False) as bar:
+    with tqdm(
+        total=steps, initial=state.step, disable=True if quiet else None, desc="training", leave=False
+    ) as bar:
         while state.step < steps:
             rows, position = next(batches)
-            rows = tuple(x[rank :: processes] for x in rows)
+            rows = tuple(x[rank::processes] for x in rows)
             factor = _schedule(state.step, steps, warmup, decay)
             for model, optimizer, rate, total in zip(models, optimizers, rates, sums, strict=True):
                 for group, base in zip(optimizer.param_groups, rate, strict=True):
@@ -175,10 +177,13 @@ def train(
 def _check(models: Sequence[Autoencoder], source: ActivationSource, steps: int, batch_size: int) -> None:
     if not models or steps < 1 or batch_size < 1:
         raise ShapeError(
-            f"training needs autoencoders, steps >= 1 and batch_size >= 1; there are {len(models)}, {steps}, {batch_size}"
+            "training needs autoencoders, steps >= 1 and batch_size >= 1; "
+            f"there are {len(models)}, {steps} and {batch_size}"
         )
     if batch_size % count_processes():
-        raise ShapeError(f"{count_processes()} processes cannot share {batch_size} samples evenly; change batch_size")
+        raise ShapeError(
+            f"{count_processes()} processes cannot share {batch_size} samples evenly; change batch_size"
+        )
     for model in models:
         model.checked(torch.empty(1, *source.sample_shape, device="meta"))
 
@@ -240,7 +245,13 @@ class _Sums:
         self.values: dict[str, Any] = dict(values or {})
 
     def add(self, loss: AutoencoderLoss) -> None:
-        parts = {"loss": loss.total, "l0": loss.l0, "error": loss.error, "variance": loss.variance, **loss.parts}
+        parts = {
+            "loss": loss.total,
+            "l0": loss.l0,
+            "error": loss.error,
+            "variance": loss.variance,
+            **loss.parts,
+        }
         self.values["count"] = self.values.get("count", 0.0) + 1.0
         for name, value in parts.items():
             self.values[name] = value.detach().double() + self.values.get(name, 0.0)
@@ -252,7 +263,10 @@ class _Sums:
         sums = self.numbers()
         count = sums.pop("count")
         error, variance = sums.pop("error"), sums.pop("variance")
-        return {**{name: value / count for name, value in sums.items()}, "fvu": error / variance if variance else 0.0}
+        return {
+            **{name: value / count for name, value in sums.items()},
+            "fvu": error / variance if variance else 0.0,
+        }
 
     def clear(self) -> None:
         self.values = {}
@@ -297,7 +311,9 @@ class _Held:
         content = read_training_state(path)
         try:
             if content["training"] != self._description():
-                raise ValueError("it is of another autoencoder, other steps, another batch size or another seed")
+                raise ValueError(
+                    "it is of another autoencoder, other steps, another batch size or another seed"
+                )
             state = _State(**content["state"])
             for model, weights in zip(self.models, content["models"], strict=True):
                 model.load_state_dict(weights)

@@ -35,7 +35,9 @@ def relative(a, b):
 @pytest.mark.parametrize("rule", ["row", "batch"])
 @pytest.mark.parametrize("centered", [True, False])
 @settings(max_examples=15, deadline=None)
-@given(n=st.integers(1, 40), d=st.integers(1, 12), m=st.integers(2, 60), seed=st.integers(0, 99), data=st.data())
+@given(
+    n=st.integers(1, 40), d=st.integers(1, 12), m=st.integers(2, 60), seed=st.integers(0, 99), data=st.data()
+)
 def test_values_and_gradients_are_those_of_dense_autograd(dtype, rule, centered, n, d, m, seed, data):
     k = data.draw(st.integers(1, m))
     generator = torch.Generator().manual_seed(seed)
@@ -72,9 +74,7 @@ def test_at_the_size_people_train(dtype):
     decoder = (torch.randn(m, d, generator=generator, dtype=dtype) / 8).requires_grad_()
     leaves = [weight, bias, center, decoder]
     selected = select(x - center, weight, bias, k, "row")
-    ours = sparse_codes.decode(
-        sparse_codes.encode(x, center, weight, bias, selected), decoder, selected[1]
-    )
+    ours = sparse_codes.decode(sparse_codes.encode(x, center, weight, bias, selected), decoder, selected[1])
     gradients = torch.autograd.grad((ours + center - x).square().sum(1).mean(), leaves)
     codes = dense_codes((x - center) @ weight.mT + bias, k, "row")
     wanted = torch.autograd.grad((codes @ decoder + center - x).square().sum(1).mean(), leaves)
