@@ -6,7 +6,6 @@ codes alone (reference: the fast step of `benchmarks/autoencoder_step.py`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,29 +49,20 @@ class Pattern:
     @cached_property
     def transposed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Starts of the columns (m + 1,), the rows of their entries, and which entry of ours each is."""
-        if self.columns.device.type == "cpu":  # a counting sort
-            order = np.arange(len(self.columns), dtype=np.int32)
-            stored = (order, self.columns.numpy(), self.starts.numpy())
-            columns = sparse.csr_array(stored, shape=self.shape).tocsc()
-            return tuple(torch.from_numpy(x) for x in (columns.indptr, columns.indices, columns.data))  # type: ignore[return-value]
-        order = torch.sort(self.columns, stable=True)[1]
-        counts = torch.bincount(self.columns, minlength=self.width)
-        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
-        return starts, self.rows[order], order
+        return _by_counting(self) if self.columns.device.type == "cpu" else _by_sorting(self)
 
     def multiply(self, values: Tensor, dense: Tensor) -> Tensor:
         """A D of the matrix with these values (nonzeros,) and D (m, d): (n, d)."""
-        return _matrix(self.starts, self.columns, values, self.shape) @ dense
+        return kernels.multiply_sparse(self.starts, self.columns, values, dense)
 
     def multiply_transposed(self, values: Tensor, dense: Tensor) -> Tensor:
         r"""$A^\top G$ with G (n, d): (m, d)."""
         starts, rows, order = self.transposed
-        return _matrix(starts, rows, values[order], self.shape[::-1]) @ dense
+        return kernels.multiply_sparse(starts, rows, values[order], dense)
 
     def sample_product(self, left: Tensor, right: Tensor) -> Tensor:
         r"""The entries of $L R^\top$ on the pattern, L (n, d) and R (m, d): (nonzeros,)."""
-        zero = _matrix(self.starts, self.columns, left.new_zeros(len(self.columns)), self.shape)
-        return torch.sparse.sampled_addmm(zero, left, right.mT, beta=0.0).values()
+        return kernels.sample_product(self.starts, self.rows, self.columns, left, right)
 
     def column_sums(self, values: Tensor) -> Tensor:
         """The sum of every column, (m,)."""
@@ -93,10 +83,19 @@ class Pattern:
         return parts
 
 
-def _matrix(starts: Tensor, indices: Tensor, values: Tensor, shape: Sequence[int]) -> Tensor:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
-        return torch.sparse_csr_tensor(starts, indices, values, shape, check_invariants=False)
+def _by_counting(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+    order = np.arange(len(pattern.columns), dtype=np.int32)
+    stored = (order, pattern.columns.numpy(), pattern.starts.numpy())
+    columns = sparse.csr_array(stored, shape=pattern.shape).tocsc()
+    starts, rows, order = (torch.from_numpy(x) for x in (columns.indptr, columns.indices, columns.data))
+    return starts, rows, order
+
+
+def _by_sorting(pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
+    order = torch.sort(pattern.columns, stable=True)[1]
+    counts = torch.bincount(pattern.columns, minlength=pattern.width)
+    starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).to(torch.int32)
+    return starts, pattern.rows[order], order
 
 
 def select_top(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Pattern]:

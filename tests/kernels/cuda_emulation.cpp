@@ -180,6 +180,10 @@ double rsqrt(double x) { return 1 / std::sqrt(x) * (1 + 2.3e-16); }
 
 #include "householder.cu"
 
+#include "sparse_multiply.cu"
+
+#include "sparse_sample.cu"
+
 namespace {
 
 template <typename T, int LANES, int RESULT>
@@ -189,6 +193,15 @@ void jacobi_kernel(const void *problem) {
 template <typename T, int RESULT>
 void householder_kernel(const void *problem) {
     householder<T, RESULT>(*(const Problem<T> *)problem);
+}
+
+template <typename T>
+void multiply_kernel(const void *product) {
+    multiply_row<T>(*(const SparseProduct<T> *)product);
+}
+template <typename T>
+void sample_kernel(const void *product) {
+    sample_entry<T>(*(const SampledProduct<T> *)product);
 }
 
 template <typename T, int RESULT>
@@ -224,21 +237,8 @@ int run_block(int block) {
     return how == 2;
 }
 
-template <typename T>
-const char *run(int lanes, int result, long grid, int block, long shared_bytes, const long long *arguments) {
-    const Problem<T> problem = {(const T *)arguments[0],
-                                {arguments[1], arguments[2], arguments[3]},
-                                arguments[4],
-                                (int)arguments[5],
-                                (T *)arguments[6],
-                                (T *)arguments[7],
-                                (int *)arguments[8],
-                                (int *)arguments[9]};
-    kernel_argument = &problem;
-    const bool known = result == VALUES    ? choose_kernel<T, VALUES>(lanes)
-                       : result == VECTORS ? choose_kernel<T, VECTORS>(lanes)
-                                           : choose_kernel<T, PROJECTION>(lanes);
-    if (!known) return "no such kernel";
+// Blocks one after the other, of the kernel that is chosen.
+const char *run_grid(long grid, int block, long shared_bytes) {
     if (block < 32 || block > MAX_THREADS || block % 32) return "a block that is not a whole number of warps";
     if (shared_bytes < 0 || shared_bytes > SHARED_BYTES) return "more shared memory than a block can have";
     stacks.resize((size_t)block * STACK);
@@ -253,9 +253,45 @@ const char *run(int lanes, int result, long grid, int block, long shared_bytes, 
     return nullptr;
 }
 
+template <typename T>
+const char *run_multiply(long grid, int block, long shared_bytes, const long long *arguments) {
+    const SparseProduct<T> product = {(const int *)arguments[0], (const int *)arguments[1], (const T *)arguments[2],
+                                      (const T *)arguments[3],   (T *)arguments[4],         arguments[5]};
+    kernel = multiply_kernel<T>, kernel_argument = &product;
+    return run_grid(grid, block, shared_bytes);
+}
+
+template <typename T>
+const char *run_sample(long grid, int block, long shared_bytes, const long long *arguments) {
+    const SampledProduct<T> product = {(const int *)arguments[0], (const int *)arguments[1], (const T *)arguments[2],
+                                       (const T *)arguments[3],   (T *)arguments[4],         arguments[5],
+                                       arguments[6]};
+    kernel = sample_kernel<T>, kernel_argument = &product;
+    return run_grid(grid, block, shared_bytes);
+}
+
+template <typename T>
+const char *run(int lanes, int result, long grid, int block, long shared_bytes, const long long *arguments) {
+    if (lanes == -1) return run_multiply<T>(grid, block, shared_bytes, arguments);
+    if (lanes == -2) return run_sample<T>(grid, block, shared_bytes, arguments);
+    const Problem<T> problem = {(const T *)arguments[0],
+                                {arguments[1], arguments[2], arguments[3]},
+                                arguments[4],
+                                (int)arguments[5],
+                                (T *)arguments[6],
+                                (T *)arguments[7],
+                                (int *)arguments[8],
+                                (int *)arguments[9]};
+    kernel_argument = &problem;
+    const bool known = result == VALUES    ? choose_kernel<T, VALUES>(lanes)
+                       : result == VECTORS ? choose_kernel<T, VECTORS>(lanes)
+                                           : choose_kernel<T, PROJECTION>(lanes);
+    return known ? run_grid(grid, block, shared_bytes) : "no such kernel";
+}
+
 }  // namespace
 
-// `lanes` 0 is householder.cu. Returns null, or what went wrong.
+// `lanes` 0 is householder.cu, -1 sparse_multiply.cu, -2 sparse_sample.cu. Returns null, or what went wrong.
 extern "C" const char *emulate(int is_double, int lanes, int result, long grid, int block, long shared_bytes,
                                int reversed, const long long *arguments) {
     direction = reversed ? -1 : 1;

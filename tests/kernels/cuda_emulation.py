@@ -14,6 +14,7 @@ import torch
 
 from kernels._backends.cuda_kernels import RESULTS, SOURCES, Launch
 
+WITHOUT_LANES = {"householder.cu": 0, "sparse_multiply.cu": -1, "sparse_sample.cu": -2}
 CANNOT = "no C++ compiler, or not Linux: the CUDA sources are not emulated"
 
 
@@ -53,10 +54,10 @@ class Emulation:
         assert device.type == "cpu"
         program, library = launch.program, _library()
         assert library is not None
-        assert program.source == ("householder.cu" if program.lanes == 0 else "jacobi.cu")
+        assert (program.source == "jacobi.cu") == (program.lanes > 0)
         error = library.emulate(
             ctypes.c_int(program.scalar == "double"),
-            ctypes.c_int(program.lanes),
+            ctypes.c_int(WITHOUT_LANES.get(program.source, program.lanes)),
             ctypes.c_int(RESULTS[program.result]),
             ctypes.c_long(launch.grid),
             ctypes.c_int(launch.block),

@@ -28,6 +28,8 @@ def all_programs():
                     programs.append(
                         solver.plan(torch.empty(1, n, n, dtype=dtype, device="meta"), result).program
                     )
+    for source in ("sparse_multiply.cu", "sparse_sample.cu"):
+        programs += [Program(source, scalar, 0, "values") for scalar in ("double", "float")]
     return programs
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
+from interp import BatchTopK, SparseAutoencoder, TopK
 from interp.autoencoders import sparse_codes
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -110,6 +111,26 @@ def test_products_are_those_of_the_dense_matrix(dtype):
     assert relative(pattern.column_sums(values), dense.sum(0)) < TOLERANCE[dtype]
     product = torch.where(dense != 0, left @ right.mT, 0.0)
     assert relative(pattern.dense(pattern.sample_product(left, right)), product) < TOLERANCE[dtype]
+    for counted, sorted_ in zip(sparse_codes._by_counting(pattern), sparse_codes._by_sorting(pattern)):
+        assert torch.equal(counted.long(), sorted_.long())
     parts = pattern.split([2, 3, 7])
     assert torch.equal(sum(part.dense(values[kept]) for part, kept in parts), dense)
     assert not parts[0][0].dense(values[parts[0][1]])[:, 2:].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@dtypes
+@pytest.mark.parametrize("rule", [TopK(8), BatchTopK(8)], ids=["TopK", "BatchTopK"])
+def test_a_device_trains_as_the_cpu_does(dtype, rule):
+    x = torch.randn(256, 16, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    losses, gradients = [], []
+    for device in ("cpu", "cuda"):
+        a = SparseAutoencoder(16, 64, rule, dtype=dtype, device=device)
+        loss = a.loss(x.to(device)).total
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([parameter.grad.cpu() for parameter in a.parameters()])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for ours, theirs in zip(*gradients):
+        assert relative(theirs, ours) < 1e-4
