@@ -16,12 +16,44 @@ if TYPE_CHECKING:
     from interp.autoencoders.batch_top_k import (
         BatchTopK as BatchTopK,
     )
+    from interp.autoencoders.bilinear_autoencoder import (
+        BilinearAutoencoder as BilinearAutoencoder,
+    )
     from interp.autoencoders.dead_latents import (
         AuxiliaryLoss as AuxiliaryLoss,
         Resampling as Resampling,
     )
+    from interp.autoencoders.feature_cards import (
+        FeatureCard as FeatureCard,
+        FeatureCards as FeatureCards,
+        describe_features as describe_features,
+        write_feature_cards as write_feature_cards,
+    )
+    from interp.autoencoders.feature_stability import (
+        FeatureMatching as FeatureMatching,
+        FeatureStability as FeatureStability,
+        match_features as match_features,
+        measure_stability as measure_stability,
+    )
+    from interp.autoencoders.formats.registry import (
+        load_autoencoder as load_autoencoder,
+    )
+    from interp.autoencoders.fourier_neural_operator import (
+        FourierNeuralOperator as FourierNeuralOperator,
+    )
+    from interp.autoencoders.fourier_operator import (
+        FourierOperator as FourierOperator,
+    )
     from interp.autoencoders.gated import (
         Gated as Gated,
+    )
+    from interp.autoencoders.group_max import (
+        GroupMax as GroupMax,
+    )
+    from interp.autoencoders.hoyer import (
+        HoyerDensities as HoyerDensities,
+        hoyer_density as hoyer_density,
+        measure_density as measure_density,
     )
     from interp.autoencoders.input_scaling import (
         InputScaling as InputScaling,
@@ -30,7 +62,41 @@ if TYPE_CHECKING:
         JumpReLU as JumpReLU,
     )
     from interp.autoencoders.latent_activation import (
+        DenseActivation as DenseActivation,
         LatentActivation as LatentActivation,
+        SelectingActivation as SelectingActivation,
+    )
+    from interp.autoencoders.latent_dynamics import (
+        Attractors as Attractors,
+        Memorization as Memorization,
+        find_attractors as find_attractors,
+        follow_trajectories as follow_trajectories,
+        measure_memorization as measure_memorization,
+        vector_field as vector_field,
+    )
+    from interp.autoencoders.lifted_autoencoder import (
+        LiftedAutoencoder as LiftedAutoencoder,
+    )
+    from interp.autoencoders.loss_recovered import (
+        LossRecovered as LossRecovered,
+        measure_loss_recovered as measure_loss_recovered,
+    )
+    from interp.autoencoders.manifolds import (
+        Manifold as Manifold,
+        project_manifold as project_manifold,
+    )
+    from interp.autoencoders.metrics import (
+        Metrics as Metrics,
+        evaluate as evaluate,
+    )
+    from interp.autoencoders.operator_autoencoder import (
+        OperatorAutoencoder as OperatorAutoencoder,
+    )
+    from interp.autoencoders.planted import (
+        PlantedDictionary as PlantedDictionary,
+        plant_functions as plant_functions,
+        plant_vectors as plant_vectors,
+        recovery as recovery,
     )
     from interp.autoencoders.recording import (
         activations as activations,
@@ -177,11 +243,13 @@ _EXPORTS = {
     "Adapter": "interp.adapters",
     "AdversarialMasks": "interp.masks",
     "AttentionHead": "interp.heads",
+    "Attractors": "interp.autoencoders.latent_dynamics",
     "Autoencoder": "interp.autoencoders.autoencoder",
     "AutoencoderLoss": "interp.autoencoders.autoencoder",
     "AuxiliaryLoss": "interp.autoencoders.dead_latents",
     "BatchTopK": "interp.autoencoders.batch_top_k",
     "Bilinear": "weightspace.layers",
+    "BilinearAutoencoder": "interp.autoencoders.bilinear_autoencoder",
     "BilinearMLP": "weightspace.layers",
     "BilinearSite": "interp.sites",
     "BilinearTransformer": "interp.bilinear_transformer",
@@ -189,29 +257,46 @@ _EXPORTS = {
     "Comparison": "interp.autoencoders.autoencoder",
     "CompositionScores": "interp.heads",
     "Decomposition": "interp.decomposition",
+    "DenseActivation": "interp.autoencoders.latent_activation",
     "FactoredForm": "interp.factored_form",
+    "FeatureCard": "interp.autoencoders.feature_cards",
+    "FeatureCards": "interp.autoencoders.feature_cards",
     "FeatureInteractions": "interp.feature_interactions",
+    "FeatureMatching": "interp.autoencoders.feature_stability",
+    "FeatureStability": "interp.autoencoders.feature_stability",
     "FiniteGroup": "interp.finite_groups",
+    "FourierNeuralOperator": "interp.autoencoders.fourier_neural_operator",
+    "FourierOperator": "interp.autoencoders.fourier_operator",
     "FrozenNorms": "interp.frozen_norms",
     "Gated": "interp.autoencoders.gated",
     "Gaussian": "interp.tensor_similarity",
     "GroupAnalysis": "interp.group_tasks",
     "GroupData": "interp.group_tasks",
+    "GroupMax": "interp.autoencoders.group_max",
     "GroupUnits": "interp.group_units",
     "HOSVD": "interp.tensor_spectra",
+    "HoyerDensities": "interp.autoencoders.hoyer",
     "InputScaling": "interp.autoencoders.input_scaling",
     "JumpReLU": "interp.autoencoders.jump_relu",
     "LatentActivation": "interp.autoencoders.latent_activation",
+    "LiftedAutoencoder": "interp.autoencoders.lifted_autoencoder",
+    "LossRecovered": "interp.autoencoders.loss_recovered",
+    "Manifold": "interp.autoencoders.manifolds",
     "MaskEffect": "interp.masks",
     "MaximumMargin": "interp.group_margins",
+    "Memorization": "interp.autoencoders.latent_dynamics",
+    "Metrics": "interp.autoencoders.metrics",
+    "OperatorAutoencoder": "interp.autoencoders.operator_autoencoder",
     "OverfittingDiagnosis": "interp.overfitting",
     "PairIntervention": "interp.token_interactions",
     "PartialSolution": "interp.partial_solutions",
+    "PlantedDictionary": "interp.autoencoders.planted",
     "Polynomial": "interp.polynomial",
     "RankAccuracy": "interp.rank_accuracy",
     "ReLU": "interp.autoencoders.relu",
     "Representation": "interp.representations",
     "Resampling": "interp.autoencoders.dead_latents",
+    "SelectingActivation": "interp.autoencoders.latent_activation",
     "Similarity": "interp.tensor_similarity",
     "SparseAutoencoder": "interp.autoencoders.sparse_autoencoder",
     "SpectralComparison": "interp.spectral_comparison",
@@ -229,37 +314,54 @@ _EXPORTS = {
     "compose_heads": "interp.heads",
     "confirm_interactions": "interp.token_interactions",
     "decompose": "interp.decomposition",
+    "describe_features": "interp.autoencoders.feature_cards",
     "describe_units": "interp.group_units",
     "diagnose_overfitting": "interp.overfitting",
     "dominant_representations": "interp.group_spectra",
+    "evaluate": "interp.autoencoders.metrics",
     "expand": "interp.polynomial",
     "find_adapters": "interp.adapters",
+    "find_attractors": "interp.autoencoders.latent_dynamics",
     "find_heads": "interp.heads",
     "find_interactions": "interp.feature_interactions",
     "find_partial_solutions": "interp.partial_solutions",
     "find_sites": "interp.sites",
+    "follow_trajectories": "interp.autoencoders.latent_dynamics",
     "fourier_spectrum": "interp.group_spectra",
     "freeze_norms": "interp.frozen_norms",
     "hosvd": "interp.tensor_spectra",
+    "hoyer_density": "interp.autoencoders.hoyer",
     "interaction_tensor": "interp.group_tasks",
     "irreducible_representations": "interp.representations",
     "isotypic_projectors": "interp.representations",
     "isotypic_purity": "interp.group_tasks",
     "line_energy": "interp.group_tasks",
+    "load_autoencoder": "interp.autoencoders.formats.registry",
     "margin_ratio": "interp.group_margins",
+    "match_features": "interp.autoencoders.feature_stability",
     "maximum_margin": "interp.group_margins",
+    "measure_density": "interp.autoencoders.hoyer",
+    "measure_loss_recovered": "interp.autoencoders.loss_recovered",
     "measure_masks": "interp.masks",
+    "measure_memorization": "interp.autoencoders.latent_dynamics",
     "measure_rank_accuracy": "interp.rank_accuracy",
+    "measure_stability": "interp.autoencoders.feature_stability",
     "open_activations": "interp.autoencoders.sources",
     "pair_spectrum": "interp.group_spectra",
+    "plant_functions": "interp.autoencoders.planted",
+    "plant_vectors": "interp.autoencoders.planted",
+    "project_manifold": "interp.autoencoders.manifolds",
     "read_interactions": "interp.token_interactions",
+    "recovery": "interp.autoencoders.planted",
     "similarity": "interp.tensor_similarity",
     "split_products": "interp.group_tasks",
     "train": "interp.autoencoders.training",
     "train_classifier": "interp.classifier_training",
     "truncate_bonds": "interp.bond_truncation",
     "unfold": "interp.depth",
+    "vector_field": "interp.autoencoders.latent_dynamics",
     "write_activations": "interp.autoencoders.recording",
+    "write_feature_cards": "interp.autoencoders.feature_cards",
 }
 __all__ = list(_EXPORTS)
 

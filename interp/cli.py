@@ -36,17 +36,12 @@ def decompose(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write the eigenvalues and eigenvectors of a bilinear layer: what each output looks for in the input."""
-    from weightspace.errors import OutputError
     from weightspace.reading import read
+    from weightspace.result import make_folder
 
     inputs = None if data is None else _inputs(data)
     decomposition = _decompose(read(file, architecture=architecture), layer, inputs, top)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot make the folder {str(out)!r}: {error.strerror}; name another with -o"
-        ) from error
+    make_folder(out)
     written = _write(decomposition, out, file.name)
     if as_json:
         summary = {"file": str(file), "written": [str(path) for path in written], **decomposition.summary()}

@@ -161,7 +161,8 @@ def decompose(
 
     Args:
         layer_or_model: `Bilinear`, one-layer `BilinearMLP`, `nn.Bilinear` (given one input twice), any
-            module or `Network` made of affine maps and one product of two of them.
+            module or `Network` made of affine maps and one product of two of them; or a `BilinearAutoencoder`, whose
+            outputs are its latents as functions of the scaled input.
         directions: u, shape (u, o) or (o,); default one for every output.
         top: number of terms to keep for every direction; default all, min(axes, twice the hidden units).
         features: rows F, shape (n, d), such as the decoder of a sparse autoencoder: eigenvectors are then those of

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from interp.autoencoders.bilinear_autoencoder import BilinearAutoencoder
 from interp.constants import constant_values
 from interp.interpreter import Interpreter, TooDeepError
 from interp.quadratic_form import QuadraticForm, form_of_layer
@@ -61,6 +62,8 @@ def recognize_layers(
     """
     if type(model) is Bilinear and data is None:  # subclasses may compute something else
         return (form_of_layer(model),)
+    if isinstance(model, BilinearAutoencoder):
+        return (model.form(),)
     network = _network(model, example_inputs)
     require_finite(network)
     source = _only_input(network)

@@ -33,6 +33,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "certify": ("certify.cli:app", "Bound the Lipschitz constant; exit 0 certified, 1 not, 2 error."),
     "check": ("certify.cli:app", "Check a certificate against a network; exit 0 valid, 1 invalid, 2 error."),
     "decompose": ("interp.cli:app", "Eigenvectors of a bilinear layer, in input space."),
+    "train-autoencoder": (
+        "interp.autoencoders.cli:app",
+        "A dictionary of features of activations: trained, measured, drawn.",
+    ),
 }
 
 

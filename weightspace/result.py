@@ -35,6 +35,20 @@ def check_writable(path: str | Path) -> Path:
     return target
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {str(path)!r}: {error.strerror}; name another") from error
+    return folder
+
+
 @contextmanager
 def write_atomically(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block it is synced to disk and renamed to `path`.

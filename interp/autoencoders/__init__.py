@@ -1,1 +1,1 @@
-"""Dictionaries of features: sparse, bilinear, lifted and neural-operator autoencoders; their names stand in `interp`."""
+"""Dictionaries of features: sparse, bilinear, lifted and neural-operator autoencoders; `interp` exports the names."""

@@ -166,6 +166,7 @@ class Autoencoder(nn.Module, ABC):
             format: "weightspace", "sae_lens", "sparsify" or "dictionary_learning", the layouts of those libraries.
         Raises:
             UnsupportedOperationError: the format has no place for this kind of autoencoder; the text says why.
+            NonFiniteError: a weight is NaN or infinite.
             OutputError: the file cannot be written.
         """
         from interp.autoencoders.formats.registry import write_autoencoder

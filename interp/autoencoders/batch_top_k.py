@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import SelectingActivation, require
 from interp.autoencoders.sparse_codes import Pattern, select_batch_top
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BatchTopK(LatentActivation):
+class BatchTopK(SelectingActivation):
     r"""f keeps the n k largest positive entries of a training batch of n samples, so that samples may differ.
 
     Once trained, $f = h\,1[h > \theta]$ with $\theta$ the running mean of the smallest kept value of a batch; the codes
@@ -30,7 +30,6 @@ class BatchTopK(LatentActivation):
 
     k: int
     momentum: float = 0.999
-    selects: ClassVar[bool] = True
 
     def __post_init__(self):
         require(self.k >= 1, f"BatchTopK needs k >= 1; it is {self.k}")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import DenseActivation, require
 
 if TYPE_CHECKING:
     from interp.autoencoders.sparse_autoencoder import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class Gated(LatentActivation):
+class Gated(DenseActivation):
     r"""$f = 1[\pi > 0]\,\mathrm{relu}(e^r \odot p W_{enc} + b_{mag})$ with the gate $\pi = p W_{enc} + b_{gate}$.
 
     Added to the loss: $\lambda E \sum_j \mathrm{relu}(\pi_j) |W_{dec,j}|$ and the error of the reconstruction from

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import DenseActivation, require
 
 if TYPE_CHECKING:
     from interp.autoencoders.sparse_autoencoder import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class JumpReLU(LatentActivation):
+class JumpReLU(DenseActivation):
     r"""$f = \mathrm{relu}(h)\,1[h > \theta_j]$ with $\lambda E|f|_0$, or $\lambda (E|f|_0 / t - 1)^2$ with a target t.
 
     The step has no useful gradient; with $z = (h - \theta)/\beta$ and $K = 1[|z| < 1/2]$ it gets

@@ -1,11 +1,11 @@
-"""What makes codes of pre-activations: the abstract class of the sparsity rules."""
+"""What makes codes of pre-activations: the abstract classes of the sparsity rules."""
 
 from __future__ import annotations
 
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -19,11 +19,9 @@ if TYPE_CHECKING:
 class LatentActivation(ABC):
     r"""Codes f from pre-activations $h = p W_{enc} + b_{enc}$ of a `SparseAutoencoder`.
 
-    A rule that keeps a known number of latents (`selects`) names them by `select`, and training goes through sparse
-    codes; any other computes `codes` densely, and its gradients are autograd's.
+    A rule that keeps a known number of latents is a `SelectingActivation`, which trains through sparse codes; any other
+    is a `DenseActivation`, whose gradients are autograd's.
     """
-
-    selects: ClassVar[bool] = False
 
     def parameters(self, latents: int) -> dict[str, Tensor]:
         """Initial values of what is trained besides weights and biases, by name, each (latents,)."""
@@ -33,34 +31,46 @@ class LatentActivation(ABC):
         """Initial values of what is kept besides, by name."""
         return {}
 
-    def select(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Pattern]:
-        """Values and pattern of the codes of centered samples x (n, d), without derivatives."""
-        raise NotImplementedError(f"{type(self).__name__} computes dense codes")
-
-    def codes(self, h: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
-        """Codes (n, latents) of pre-activations h (n, latents)."""
-        raise NotImplementedError(f"{type(self).__name__} selects codes")
-
+    @abstractmethod
     def infer(self, x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
         """Codes (n, latents) of centered samples x (n, d) once training is over."""
-        if not self.selects:
-            return self.codes(autoencoder.preactivations(x), autoencoder)
+
+    def describe(self) -> dict[str, Any]:
+        """The rule as JSON data, from which a `SparseAutoencoder` makes it again."""
+        return {"rule": type(self).__name__, **asdict(self)}
+
+
+class DenseActivation(LatentActivation):
+    """A rule that looks at every pre-activation on its own."""
+
+    @abstractmethod
+    def codes(self, h: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+        """Codes (n, latents) of pre-activations h (n, latents)."""
+
+    @abstractmethod
+    def penalties(
+        self, h: Tensor, codes: Tensor, residual: Tensor, autoencoder: SparseAutoencoder
+    ) -> Mapping[str, Tensor]:
+        """What the rule adds to the loss, by name, each a mean over samples; `residual`: targets without the bias."""
+
+    def infer(self, x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
+        return self.codes(autoencoder.preactivations(x), autoencoder)
+
+
+class SelectingActivation(LatentActivation):
+    """A rule that keeps some of the largest positive pre-activations."""
+
+    @abstractmethod
+    def select(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Pattern]:
+        """Values and pattern of the codes of centered samples x (n, d), without derivatives."""
+
+    def infer(self, x: Tensor, autoencoder: SparseAutoencoder) -> Tensor:
         weight, bias = autoencoder.encoder_weight, autoencoder.encoder_bias
         selected = self.select(x.detach(), weight.detach(), bias.detach())
         return selected[1].dense(encode(x, None, weight, bias, selected))
 
-    def penalties(
-        self, h: Tensor, codes: Tensor, residual: Tensor, autoencoder: SparseAutoencoder
-    ) -> Mapping[str, Tensor]:
-        """What dense codes add to the loss, by name, each a mean over samples; `residual`: targets without the bias."""
-        return {}
-
-    def observe(self, values: Tensor, autoencoder: SparseAutoencoder) -> None:  # noqa: B027
-        """See the selected values of a training step, to keep a running threshold."""
-
-    def describe(self) -> dict[str, Any]:
-        """The rule as JSON data; `latent_activation` makes it again."""
-        return {"rule": type(self).__name__, **asdict(self)}
+    def observe(self, values: Tensor, autoencoder: SparseAutoencoder) -> None:
+        """See the positive values of a training step, to keep a running threshold."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interp.autoencoders.sources import ActivationSource, Rows, require_finite
 from weightspace.checkpoint import write_safetensors
 from weightspace.errors import ArchitectureError, OutputError, ShapeError
+from weightspace.result import make_folder
 
 
 def activations(
@@ -138,35 +139,24 @@ def write_activations(
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
     """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        occupied = any(folder.iterdir())
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {str(folder)!r}: {error.strerror}; name another folder"
-        ) from error
-    if occupied:
+    folder = make_folder(folder)
+    if any(folder.iterdir()):
         raise OutputError(f"cannot write to {str(folder)!r}: it is not empty; name another folder")
     written: list[Path] = []
     waiting: list[Rows] = []
 
     def flush() -> None:
-        for kind, parts in zip(("activations", "targets"), zip(*waiting, strict=True), strict=False):
-            path = folder / f"{kind}-{len(written):05d}.safetensors"
-            write_safetensors(path, {kind: torch.cat(parts)})
-            if kind == "activations":
-                made = path
-        written.append(made)
+        number = len(written)
+        paths = [folder / f"{kind}-{number:05d}.safetensors" for kind in ("activations", "targets")]
+        for path, parts in zip(paths, zip(*waiting, strict=True), strict=False):
+            write_safetensors(path, {path.name.split("-")[0]: torch.cat(parts)})
+        written.append(paths[0])
         waiting.clear()
 
-    count = 0
     for rows in source.in_order(rows_per_shard):
-        if waiting and count + len(rows[0]) > rows_per_shard:
+        if waiting and sum(len(held[0]) for held in waiting) + len(rows[0]) > rows_per_shard:
             flush()
-            count = 0
         waiting.append(rows)
-        count += len(rows[0])
     if waiting:
         flush()
     return written

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import DenseActivation, require
 
 if TYPE_CHECKING:
     from interp.autoencoders.sparse_autoencoder import SparseAutoencoder
 
 
 @dataclass(frozen=True)
-class ReLU(LatentActivation):
+class ReLU(DenseActivation):
     r"""$f = \mathrm{relu}(h)$ with the penalty $\lambda\, E \sum_j f_j |W_{dec,j}|$.
 
     Args:

@@ -63,6 +63,7 @@ def shuffled_batches(
             rows = load()
             order = torch.randperm(len(rows[0]), generator=_generator(seed, epoch, index + 1))
             first = position.batch if (epoch, index) == (position.epoch, position.piece) else 0
+            filled = filled or first > 0
             for batch in range(first, len(order) // batch_size):
                 chosen = order[batch * batch_size : (batch + 1) * batch_size]
                 filled = True
@@ -110,7 +111,7 @@ class TensorSource(ActivationSource):
             require_finite(tensor, f"the {name}")
         if len({len(tensor) for tensor in self.rows}) > 1:
             raise ShapeError(
-                f"there are {len(x)} activations and {len(self.rows[1])} targets; give one for each"
+                f"there are {len(x)} activations and {len(self.rows[-1])} targets; give one for each"
             )
         self.sample_shape = tuple(x.shape[1:])
 

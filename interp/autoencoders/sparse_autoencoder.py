@@ -17,7 +17,12 @@ from interp.autoencoders.gated import Gated
 from interp.autoencoders.group_max import GroupMax
 from interp.autoencoders.input_scaling import InputScaling
 from interp.autoencoders.jump_relu import JumpReLU
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import (
+    DenseActivation,
+    LatentActivation,
+    SelectingActivation,
+    require,
+)
 from interp.autoencoders.processes import copy_from_first, sum_over_processes
 from interp.autoencoders.relu import ReLU
 from interp.autoencoders.sparse_codes import Pattern
@@ -58,9 +63,9 @@ class SparseAutoencoder(Autoencoder):
     Raises:
         ShapeError: the sizes do not fit each other.
     Source: Bricken et al., Towards monosemanticity (2023); Gao et al., Scaling and evaluating sparse autoencoders
-        (2024); Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025); Dunefsky et al.,
-        Transcoders find interpretable LLM feature circuits (2024); Paulo et al., Transcoders beat sparse autoencoders
-        for interpretability (2025), for the skip; Lindsey et al., Sparse crosscoders for cross-layer features and model
+        (2024); Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025); Dunefsky et
+        al., Transcoders find interpretable LLM feature circuits (2024); Paulo et al., Transcoders beat sparse
+        autoencoders for interpretability (2025), for the skip; Lindsey et al., Sparse crosscoders for cross-layer features and model
         diffing (2024). Published losses of nested dictionaries differ: SAE Lens sums the prefixes.
     """
 
@@ -138,7 +143,7 @@ class SparseAutoencoder(Autoencoder):
         if transcoder:  # inputs and targets live in different spaces
             readers = F.normalize(torch.randn(latents, d, generator=generator, dtype=torch.float64))
         self.decoder_weight = nn.Parameter(features.to(**place))
-        self.encoder_weight = self.decoder_weight if tied else nn.Parameter(readers.to(**place))
+        self.encoder_weight = self.decoder_weight if tied else nn.Parameter(readers.to(**place, copy=True))
         self.encoder_bias = nn.Parameter(torch.zeros(latents, **place))
         self.decoder_bias = nn.Parameter(torch.zeros(outputs, **place))
         self.skip_weight = nn.Parameter(torch.zeros(outputs, d, **place)) if skip else None
@@ -220,7 +225,7 @@ class SparseAutoencoder(Autoencoder):
         if self.skip_weight is not None:
             base = base + F.linear(scaled, self.skip_weight)
         penalties: dict[str, Tensor] = {}
-        if self.activation.selects:
+        if isinstance(self.activation, SelectingActivation):
             centered = self._centered(scaled).detach()
             selected = self.activation.select(
                 centered, self.encoder_weight.detach(), self.encoder_bias.detach()
@@ -240,6 +245,7 @@ class SparseAutoencoder(Autoencoder):
             if self.training:
                 self.activation.observe(selected[0][positive], self)
         else:
+            assert isinstance(self.activation, DenseActivation)
             h = self.preactivations(self._centered(scaled))
             codes = self.activation.codes(h, self)
             edges = zip((0, *bounds), bounds, strict=False)

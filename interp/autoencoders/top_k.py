@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from interp.autoencoders.latent_activation import LatentActivation, require
+from interp.autoencoders.latent_activation import SelectingActivation, require
 from interp.autoencoders.sparse_codes import Pattern, select_top
 
 
 @dataclass(frozen=True)
-class TopK(LatentActivation):
+class TopK(SelectingActivation):
     r"""f keeps the k largest entries of $\mathrm{relu}(h)$ of every sample.
 
     Args:
@@ -22,7 +21,6 @@ class TopK(LatentActivation):
     """
 
     k: int
-    selects: ClassVar[bool] = True
 
     def __post_init__(self):
         require(self.k >= 1, f"TopK needs k >= 1; it is {self.k}")

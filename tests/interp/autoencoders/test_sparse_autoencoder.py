@@ -113,6 +113,26 @@ def test_gradients_are_those_of_the_dense_formula(dtype, rule, prefixes):
 
 
 @dtypes
+@pytest.mark.parametrize("tied", [False, True], ids=["free", "tied"])
+def test_only_tied_weights_share_memory(dtype, tied):
+    a = SparseAutoencoder(D, M, tied=tied, activation=TopK(4), dtype=dtype)
+    assert (a.encoder_weight.data_ptr() == a.decoder_weight.data_ptr()) is tied
+    assert torch.equal(a.encoder_weight, a.decoder_weight)
+
+
+@dtypes
+@rules
+def test_codes_are_differentiable(dtype, rule):
+    a = scrambled(SparseAutoencoder(D, M, rule, dtype=dtype))
+    x = data(dtype).requires_grad_()
+    cotangent = torch.randn(N, D, dtype=dtype)
+    ours = torch.autograd.grad((a(x) * cotangent).sum(), x)[0]
+    h = (x - a.decoder_bias) @ a.encoder_weight.mT + a.encoder_bias
+    wanted = torch.autograd.grad((codes_of(a, h, rule) @ a.decoder_weight * cotangent).sum(), x)[0]
+    assert torch.allclose(ours, wanted, atol=1e-4 if dtype == torch.float32 else 1e-11)
+
+
+@dtypes
 def test_pseudo_gradients_of_the_jump(dtype):
     a = scrambled(SparseAutoencoder(D, M, JumpReLU(0.2, bandwidth=0.5), dtype=dtype))
     with torch.no_grad():
