@@ -55,7 +55,9 @@ class Polynomial:
 
     def __repr__(self) -> str:
         (count, variables), outputs = self.exponents.shape, len(self.coefficients)
-        return f"Polynomial({outputs} outputs, degree {self.degree}, {count} monomials of {variables} variables)"
+        return (
+            f"Polynomial({outputs} outputs, degree {self.degree}, {count} monomials of {variables} variables)"
+        )
 
 
 def expand(

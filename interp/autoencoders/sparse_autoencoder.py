@@ -63,10 +63,10 @@ class SparseAutoencoder(Autoencoder):
     Raises:
         ShapeError: the sizes do not fit each other.
     Source: Bricken et al., Towards monosemanticity (2023); Gao et al., Scaling and evaluating sparse autoencoders
-        (2024); Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025); Dunefsky et
-        al., Transcoders find interpretable LLM feature circuits (2024); Paulo et al., Transcoders beat sparse
-        autoencoders for interpretability (2025), for the skip; Lindsey et al., Sparse crosscoders for cross-layer features and model
-        diffing (2024). Published losses of nested dictionaries differ: SAE Lens sums the prefixes.
+        (2024); Bussmann et al., Learning multi-level features with Matryoshka sparse autoencoders (2025), whose losses
+        differ among implementations (SAE Lens sums the prefixes); Dunefsky et al., Transcoders find interpretable LLM
+        feature circuits (2024); Paulo et al., Transcoders beat sparse autoencoders for interpretability (2025), for the
+        skip; Lindsey et al., Sparse crosscoders for cross-layer features and model diffing (2024).
     """
 
     silent_for: Tensor
