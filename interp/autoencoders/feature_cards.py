@@ -153,10 +153,10 @@ def write_feature_cards(
         MissingDependencyError: the extra `report` is not installed.
         ShapeError: not one image or text for every sample, or what `describe_features` refuses.
     """
-    from interp.autoencoders.feature_plots import load_template, render_cards
+    from interp.autoencoders.feature_plots import TEMPLATE, load_template, render_cards
 
     check_writable(path)
-    load_template()  # found missing now rather than after minutes of work
+    load_template(TEMPLATE, "feature cards")  # found missing now rather than after minutes of work
     described = describe_features(
         autoencoder, activations, features=features, targets=targets, top=top, batch_size=batch_size
     )

@@ -18,8 +18,9 @@ import weightspace
 from interp.autoencoders.autoencoder import Autoencoder
 from interp.autoencoders.feature_cards import FeatureCard, FeatureCards
 from interp.autoencoders.metrics import Metrics
-from weightspace.errors import MissingDependencyError
+from weightspace.report.templates import load_template
 
+TEMPLATE = Path(__file__).parent / "feature_cards.html.j2"
 SPECTRUM_SHOWN = 24
 LETTERS_SHOWN = 400
 
@@ -68,29 +69,6 @@ class Example:
     picture: Picture | None
 
 
-def load_template() -> Any:
-    """Return the page's template.
-
-    Raises:
-        MissingDependencyError: the extra `report` is not installed.
-    """
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401  # found missing now rather than after minutes of work
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'feature cards need {error.name}; install it with: pip install "weightspace[report]"'
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("feature_cards.html.j2")
-
-
 def render_cards(
     described: FeatureCards,
     autoencoder: Autoencoder,
@@ -112,7 +90,7 @@ def render_cards(
         }
         for card in described.cards
     ]
-    return load_template().render(
+    return load_template(TEMPLATE, "feature cards").render(
         title=title,
         kind=type(autoencoder).__name__,
         latents=autoencoder.latents,

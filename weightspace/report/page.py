@@ -13,13 +13,15 @@ from typing import Any
 from tqdm import tqdm
 
 import weightspace
-from weightspace.errors import CheckpointError, MissingDependencyError, OutputError, WeightspaceError
+from weightspace.errors import CheckpointError, OutputError, WeightspaceError
 from weightspace.inspection import inspect
 from weightspace.reading import read
 from weightspace.report import comparison, similarity, weights
 from weightspace.report.content import Evaluation, Gap, Section, Subject
+from weightspace.report.templates import load_template
 from weightspace.result import check_writable, write_text
 
+_TEMPLATE = Path(__file__).parent / "page.html.j2"
 SectionFunction = Callable[[Sequence[Subject], Evaluation | None], Section]
 
 # Sections of the packages above this one, by name: nothing is imported upward.
@@ -72,7 +74,7 @@ def report(
         CheckpointError: no file could be read.
         MissingDependencyError: the extra `report` is not installed.
     """
-    _template()  # found missing now rather than after minutes of work
+    load_template(_TEMPLATE, "the report")  # found missing now rather than after minutes of work
     subjects: list[Subject] = []
     broken: list[Gap] = []
     names = short_names([Path(path) for path in paths])
@@ -112,7 +114,7 @@ def assemble(names: Sequence[str], sections: Sequence[Section], broken: Sequence
         **{section.anchor: dict(section.data) for section in sections},
         "not_analyzed": [vars(gap) for gap in gaps],
     }
-    html = _template().render(
+    html = load_template(_TEMPLATE, "the report").render(
         names=names,
         sections=sections,
         gaps=gaps,
@@ -178,21 +180,3 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [
         f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)
     ]
-
-
-def _template() -> Any:
-    try:
-        import jinja2
-        import matplotlib  # noqa: F401  # found missing now rather than after minutes of work
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'the report needs {error.name}; install it with: pip install "weightspace[report]"'
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")
