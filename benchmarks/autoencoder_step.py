@@ -157,7 +157,7 @@ def main() -> None:
     for name, make in makers.items():
         try:
             made[name] = make()
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # torchvision of another build raises the second
             print(f"{name} is skipped: {error}")
     train, test = samples(16 * batch, d, latents, k, 1, device), samples(2048, d, latents, k, 2, device)
     wait = torch.cuda.synchronize if gpu else lambda: None

@@ -27,7 +27,7 @@ RULES = {
     "TopK": TopK(16),
     "BatchTopK": BatchTopK(16),
     "ReLU": ReLU(2.0),
-    "JumpReLU": JumpReLU(2.0, target_l0=16.0, bandwidth=0.5),
+    "JumpReLU": JumpReLU(2.0, target_l0=16.0, bandwidth=0.5, initial_threshold=1.0),
     "Gated": Gated(2.0),
 }
 

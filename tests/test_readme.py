@@ -8,7 +8,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_python_blocks_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     exec(compile("\n".join(blocks), "README.md", "exec"), {})
     assert "permutation groups" in capsys.readouterr().out
 
@@ -16,7 +16,7 @@ def test_python_blocks_run(capsys):
 def test_commands_are_the_ones_that_exist():
     from weightspace.cli import COMMANDS
 
-    shown = set(re.findall(r"^weightspace (\w+)", README.read_text(), flags=re.M))
+    shown = set(re.findall(r"^weightspace ([\w-]+)", README.read_text(), flags=re.M))
     assert shown == set(COMMANDS) - {"demo"}
 
 
