@@ -20,23 +20,39 @@ from measure import write
 from torch import Tensor
 
 import interp
-from interp import AuxiliaryLoss, BatchTopK, Gated, JumpReLU, ReLU, SparseAutoencoder, TopK
+from interp import (
+    AuxiliaryLoss,
+    BatchTopK,
+    Gated,
+    JumpReLU,
+    LatentActivation,
+    ReLU,
+    SparseAutoencoder,
+    TopK,
+)
 from weightspace.bundled import digits
 
-RULES = {
-    "TopK": TopK(16),
-    "BatchTopK": BatchTopK(16),
-    "ReLU": ReLU(2.0),
-    "JumpReLU": JumpReLU(2.0, target_l0=16.0, bandwidth=0.5, initial_threshold=1.0),
-    "Gated": Gated(2.0),
-}
+STEPS = 800
 
 
-def rows_of(name: str, x: Tensor, test: Tensor, latents: int, steps: int) -> tuple[list[dict[str, Any]], Any]:
-    """One row per rule, and the TopK autoencoder; all rules and the second seed see the same batches."""
-    makers = {**RULES, "TopK, nested": TopK(16), "TopK, seed 1": TopK(16)}
-    models = {
-        rule: SparseAutoencoder(
+def rules(k: int) -> dict[str, LatentActivation]:
+    """Every rule with some k latents per sample in view."""
+    return {
+        "TopK": TopK(k),
+        "BatchTopK": BatchTopK(k),
+        "ReLU": ReLU(2.0),
+        "JumpReLU": JumpReLU(2.0, target_l0=k, bandwidth=0.5, initial_threshold=1.0),
+        "Gated": Gated(2.0),
+        "TopK, nested": TopK(k),
+        "TopK, seed 1": TopK(k),
+    }
+
+
+def rows_of(name: str, x: Tensor, test: Tensor, latents: int, k: int) -> tuple[list[dict[str, Any]], Any]:
+    """One row per rule, and the TopK autoencoder."""
+    rows, models = [], {}
+    for rule, activation in rules(k).items():
+        model = models[rule] = SparseAutoencoder(
             x.shape[1],
             latents,
             activation,
@@ -45,17 +61,13 @@ def rows_of(name: str, x: Tensor, test: Tensor, latents: int, steps: int) -> tup
             matryoshka=(latents // 16, latents // 4) if rule == "TopK, nested" else (),
             generator=torch.Generator().manual_seed(int(rule == "TopK, seed 1")),
         )
-        for rule, activation in makers.items()
-    }
-    rows = []
-    for rule, model in models.items():
         run = interp.train(
-            model, x, steps=steps, batch_size=1024, learning_rate=1e-3, warmup=50, progress=False
+            model, x, steps=STEPS, batch_size=1024, learning_rate=1e-3, warmup=50, progress=False
         )
         metrics = interp.evaluate(model, test)
         rows.append(
             {
-                "network": name, "rule": rule, "latents": latents, "steps": steps, "seconds": run.seconds,
+                "network": name, "rule": rule, "latents": latents, "steps": STEPS, "seconds": run.seconds,
                 "fvu": metrics.fvu, "l0": metrics.l0, "alive": metrics.frac_alive,
                 "largest decoder cosine": metrics.average_max_decoder_cosine_sim,
             }
@@ -72,11 +84,11 @@ def main() -> None:
     parser.add_argument("--cards", type=Path, help="folder for the pages with cards")
     folder = parser.parse_args().cards
     rows: list[dict[str, Any]] = []
-    for name, (x, test), images, latents in (
-        ("bundled digits_bilinear", digit_activations(), digits()[2].reshape(-1, 8, 8), 512),
-        ("mnist 784-256-10", mnist_activations()[:2], mnist_images(), 2048),
+    for name, (x, test), images, latents, k in (
+        ("bundled digits_bilinear", digit_activations(), digits()[2].reshape(-1, 8, 8), 512, 4),
+        ("mnist 784-256-10", mnist_activations()[:2], mnist_images(), 2048, 16),
     ):
-        found, model = rows_of(name, x, test, latents, 1500)
+        found, model = rows_of(name, x, test, latents, k)
         rows += found
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

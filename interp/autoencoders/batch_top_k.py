@@ -29,7 +29,7 @@ class BatchTopK(SelectingActivation):
     """
 
     k: int
-    momentum: float = 0.999
+    momentum: float = 0.99
 
     def __post_init__(self):
         require(self.k >= 1, f"BatchTopK needs k >= 1; it is {self.k}")

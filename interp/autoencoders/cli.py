@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from interp.autoencoders.autoencoder import Autoencoder
+    from interp.autoencoders.latent_activation import LatentActivation
 
 app = typer.Typer(add_completion=False)
 
@@ -78,21 +79,44 @@ def train_autoencoder(
     """
     import torch
 
-    from interp.autoencoders.feature_cards import write_feature_cards
-    from interp.autoencoders.metrics import evaluate
+    import interp
     from interp.autoencoders.processes import own_rank
-    from interp.autoencoders.sources import open_activations
-    from interp.autoencoders.training import train
+    from weightspace.errors import ShapeError
     from weightspace.result import make_folder, write_text
 
-    source = open_activations(activations, targets=targets)
-    output_features = None if targets is None else source.columns[1].shape[0]
+    source = interp.open_activations(activations, targets=targets)
+    if len(source.sample_shape) != 1:
+        raise ShapeError(
+            f"train-autoencoder takes vectors (n, d); the samples of these files have shape {source.sample_shape}"
+        )
+    if kind is Kind.bilinear and (matryoshka or targets):
+        raise ShapeError(
+            "a bilinear autoencoder has neither --matryoshka nor --targets; choose another --kind"
+        )
+    (d,) = source.sample_shape
+    size = 8 * d if latents is None else latents
+    generator = torch.Generator().manual_seed(seed)
     with _processes():
-        autoencoder = _make(
-            source.sample_shape, kind, latents, k, penalty, matryoshka, output_features, scaling, seed
-        ).to(device or _own_device())
+        autoencoder: Autoencoder
+        if kind is Kind.bilinear:
+            autoencoder = interp.BilinearAutoencoder(
+                d, size, sparsity=penalty, scaling=scaling or "unit_norm", generator=generator
+            )
+        else:
+            autoencoder = interp.SparseAutoencoder(
+                d,
+                size,
+                _activation(kind, k, penalty),
+                matryoshka=_numbers(matryoshka),
+                output_features=None if targets is None else source.columns[1].shape[0],
+                scaling=scaling or "standard",
+                # Dead is what is silent for a tenth of the training.
+                dead=interp.AuxiliaryLoss(silent=max(min(steps * batch_size // 10, 10_000_000), 1)),
+                generator=generator,
+            )
+        autoencoder.to(device or _own_device())
         make_folder(out)
-        run = train(
+        run = interp.train(
             autoencoder,
             source,
             steps=steps,
@@ -111,11 +135,11 @@ def train_autoencoder(
         )
         autoencoder.save(out / name, format=file_format.value)
         run.save_history(out / "history.json")
-        metrics = evaluate(autoencoder, source)
+        metrics = interp.evaluate(autoencoder, source)
         write_text(out / "metrics.json", metrics.to_json() + "\n")
         written = [name, "history.json", "metrics.json"]
         if cards:
-            write_feature_cards(
+            interp.write_feature_cards(
                 autoencoder, source, out / "features.html", title=f"Features of {activations.name}"
             )
             written.append("features.html")
@@ -133,52 +157,17 @@ def train_autoencoder(
         typer.echo(f"wrote {out / one}")
 
 
-def _make(
-    shape: tuple[int, ...],
-    kind: Kind,
-    latents: int | None,
-    k: int,
-    penalty: float,
-    matryoshka: str | None,
-    output_features: int | None,
-    scaling: str | None,
-    seed: int,
-) -> "Autoencoder":
-    import torch
-
+def _activation(kind: Kind, k: int, penalty: float) -> "LatentActivation":
     import interp
-    from weightspace.errors import ShapeError
 
-    if len(shape) != 1:
-        raise ShapeError(
-            f"train-autoencoder takes vectors (n, d); the samples of these files have shape {shape}"
-        )
-    size = 8 * shape[0] if latents is None else latents
-    generator = torch.Generator().manual_seed(seed)
-    if kind is Kind.bilinear:
-        if matryoshka is not None or output_features is not None:
-            raise ShapeError(
-                "a bilinear autoencoder has neither --matryoshka nor --targets; choose another --kind"
-            )
-        return interp.BilinearAutoencoder(
-            shape[0], size, sparsity=penalty, scaling=scaling or "unit_norm", generator=generator
-        )
-    rules: dict[Kind, Any] = {
-        Kind.topk: lambda: interp.TopK(k),
-        Kind.batchtopk: lambda: interp.BatchTopK(k),
-        Kind.relu: lambda: interp.ReLU(penalty),
-        Kind.jumprelu: lambda: interp.JumpReLU(penalty),
-        Kind.gated: lambda: interp.Gated(penalty),
+    rules: dict[Kind, LatentActivation] = {
+        Kind.topk: interp.TopK(k),
+        Kind.batchtopk: interp.BatchTopK(k),
+        Kind.relu: interp.ReLU(penalty),
+        Kind.jumprelu: interp.JumpReLU(penalty),
+        Kind.gated: interp.Gated(penalty),
     }
-    return interp.SparseAutoencoder(
-        shape[0],
-        size,
-        rules[kind](),
-        matryoshka=_numbers(matryoshka),
-        output_features=output_features,
-        scaling=scaling or "standard",
-        generator=generator,
-    )
+    return rules[kind]
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -92,12 +92,12 @@ def test_an_interrupted_run_goes_on(files, tmp_path, monkeypatch):
         return plain(*arguments)
 
     monkeypatch.setattr(training, "_step", stopping)
-    original = training.train
+    original = interp.train
 
     def often(*arguments, **options):
         return original(*arguments, **options, seconds_between_checkpoints=0)
 
-    monkeypatch.setattr(training, "train", often)
+    monkeypatch.setattr(interp, "train", often)
     result = runner.invoke(app, [str(files), "-o", str(parts), *SMALL, "--no-cards"])
     assert result.exit_code != 0
     assert [path.name for path in parts.iterdir()] == ["training.ckpt"]
