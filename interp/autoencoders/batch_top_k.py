@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interp.autoencoders.latent_activation import SelectingActivation, require
+from interp.autoencoders.processes import sum_over_processes
 from interp.autoencoders.sparse_codes import Pattern, select_batch_top
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ class BatchTopK(SelectingActivation):
         return torch.where(h > threshold, h, 0.0)
 
     def observe(self, values: Tensor, autoencoder: SparseAutoencoder) -> None:
-        if len(values):
-            steps, threshold = autoencoder.get_buffer("threshold_steps"), autoencoder.get_buffer("threshold")
+        steps, threshold = autoencoder.get_buffer("threshold_steps"), autoencoder.get_buffer("threshold")
+        smallest = values.min() if len(values) else values.new_zeros(())
+        seen = sum_over_processes(torch.stack([smallest, smallest.new_tensor(len(values) > 0)]))
+        if seen[1] > 0:
             steps += 1
-            threshold.lerp_(values.min().to(threshold.dtype), max(1 - self.momentum, 1 / float(steps)))
+            mean = (seen[0] / seen[1]).to(threshold.dtype)
+            threshold.lerp_(mean, max(1 - self.momentum, 1 / float(steps)))

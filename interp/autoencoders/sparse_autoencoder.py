@@ -337,7 +337,7 @@ class SparseAutoencoder(Autoencoder):
         places = dead.nonzero()[:, 0]
         if not len(places):
             return
-        weights = seen.residual.square().sum(1).double().square().cpu()
+        weights = seen.residual.square().sum(1).double().square().clamp_min(1e-300).cpu()
         generator = torch.Generator().manual_seed(int(self.steps))
         drawn = torch.multinomial(weights, len(places), len(places) > len(weights), generator=generator).to(
             places.device

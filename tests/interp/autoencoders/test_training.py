@@ -280,10 +280,14 @@ x = torch.randn(600, 8, generator=torch.Generator().manual_seed(0), dtype=torch.
 a = interp.SparseAutoencoder(8, 24, interp.TopK(3), scaling="standard", dtype=torch.float64)
 with torch.no_grad():
     a.encoder_bias[5] = -1e6
-run = interp.train(a, x, steps=20, batch_size=64, progress=False)
-everyone = [None, None]
-dist.all_gather_object(everyone, a.state_dict())
-assert all(torch.equal(everyone[0][name], everyone[1][name]) for name in everyone[0])
+batch = interp.SparseAutoencoder(
+    8, 24, interp.BatchTopK(3), dead=interp.Resampling(every=5, silent=64), dtype=torch.float64
+)
+run = interp.train([a, batch], x, steps=20, batch_size=64, progress=False)
+for model in (a, batch):
+    everyone = [None, None]
+    dist.all_gather_object(everyone, model.state_dict())
+    assert all(torch.equal(everyone[0][name], everyone[1][name]) for name in everyone[0])
 if dist.get_rank() == 0:
     torch.save(a.state_dict(), sys.argv[1])
 dist.destroy_process_group()
