@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,6 +136,7 @@ def write_feature_cards(
     targets: Tensor | None = None,
     images: Tensor | None = None,
     texts: Sequence[str] | None = None,
+    direction_shape: tuple[int, int] | None = None,
     top: int = 8,
     title: str = "Features",
     batch_size: int = 4096,
@@ -144,8 +146,8 @@ def write_feature_cards(
     Args:
         activations, targets, features, top, batch_size: as for `describe_features`.
         path: of the HTML file, written whole or not at all.
-        images: pictures of the samples, (n, h, w), or (n, h, w, 3) with entries from 0 to 1 or bytes. Where a gray one
-            has as many pixels as a sample has entries, the direction of a feature is drawn as a picture too.
+        images: pictures of the samples, (n, h, w), or (n, h, w, 3) with entries from 0 to 1 or bytes.
+        direction_shape: (h, w), where the entries of a sample are pixels: decoder features are drawn as pictures.
         texts: what to print for every sample: its words, its class; shown as they are, never read as HTML.
         title: of the page.
     Raises:
@@ -155,6 +157,9 @@ def write_feature_cards(
     """
     from interp.autoencoders.feature_plots import TEMPLATE, load_template, render_cards
 
+    entries = math.prod(autoencoder.sample_shape)
+    if direction_shape is not None and math.prod(direction_shape) != entries:
+        raise ShapeError(f"direction_shape {direction_shape} does not hold the {entries} entries of a sample")
     check_writable(path)
     load_template(TEMPLATE, "feature cards")  # found missing now rather than after minutes of work
     described = describe_features(
@@ -165,7 +170,8 @@ def write_feature_cards(
         raise ShapeError(f"images are ({count}, h, w) or ({count}, h, w, 3); these are {tuple(images.shape)}")
     if texts is not None and len(texts) != count:
         raise ShapeError(f"there are {count} samples and {len(texts)} texts; give one for each")
-    write_text(path, render_cards(described, autoencoder, title=title, images=images, texts=texts))
+    drawn = {"images": images, "texts": texts, "direction_shape": direction_shape}
+    write_text(path, render_cards(described, autoencoder, title=title, **drawn))
     return described
 
 

@@ -75,6 +75,7 @@ def render_cards(
     title: str,
     images: Tensor | None,
     texts: Sequence[str] | None,
+    direction_shape: tuple[int, int] | None,
 ) -> str:
     """Return the page as HTML; arguments as of `write_feature_cards`."""
     cards = [
@@ -82,7 +83,7 @@ def render_cards(
             "card": card,
             "activations": _activations(card),
             "spectrum": _spectrum(card),
-            "direction": _direction(card, images, described.functions),
+            "direction": _direction(card, direction_shape, described.functions),
             "examples": [
                 _example(card, place, images, texts, described.functions) for place in range(len(card.top))
             ],
@@ -154,15 +155,15 @@ def _spectrum(card: FeatureCard) -> Bars | None:
     return Bars((values / largest).tolist(), text, leading, "")
 
 
-def _direction(card: FeatureCard, images: Tensor | None, functions: bool) -> Picture | None:
+def _direction(card: FeatureCard, shape: tuple[int, int] | None, functions: bool) -> Picture | None:
     if card.direction is None:
         return None
     text = f"Decoder direction of feature {card.index}"
     if functions:
         return Picture(f"{text} as a curve", curves=_curves(card.direction))
-    if images is None or images[0].numel() != card.direction.numel() or images.ndim != 3:
+    if shape is None:
         return None
-    grid = card.direction.reshape(images.shape[1:])
+    grid = card.direction.reshape(shape)
     limit = float(grid.abs().max()) or 1.0
     return Picture(f"{text}: positive red, negative blue", _png(grid, -limit, limit, "RdBu_r"))
 

@@ -121,9 +121,11 @@ def test_a_dead_feature_has_a_card_and_nothing_on_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_stands_alone_and_describes_its_pictures(kind: str, tmp_path: Path) -> None:
     autoencoder, x = example(kind)
-    images = None if kind == "operator" else x.reshape(-1, 3, 3)
+    images, shape = (None, None) if kind == "operator" else (x.reshape(-1, 3, 3), (3, 3))
     path = tmp_path / "cards.html"
-    found = write_feature_cards(autoencoder, x, path, images=images, features=[0, 2, 5], title="Nine numbers")
+    found = write_feature_cards(
+        autoencoder, x, path, images=images, direction_shape=shape, features=[0, 2, 5], title="Nine numbers"
+    )
     page = Page(path)
     assert page.text.count("Feature ") == len(found.cards) == 3
     ids = {attributes["id"] for tag, attributes in page.tags if tag == "article"}
@@ -149,7 +151,9 @@ def test_the_page_stands_alone_and_describes_its_pictures(kind: str, tmp_path: P
 def test_pictures_are_the_samples(tmp_path: Path) -> None:
     autoencoder, x = example("sparse")
     images = x.reshape(-1, 3, 3)
-    found = write_feature_cards(autoencoder, x, tmp_path / "cards.html", images=images, features=[0], top=2)
+    found = write_feature_cards(
+        autoencoder, x, tmp_path / "cards.html", images=images, direction_shape=(3, 3), features=[0], top=2
+    )
     sources = [dict(a)["src"] for tag, a in Page(tmp_path / "cards.html").tags if tag == "img"]
     direction, *samples = [
         torch.from_numpy(imread(io.BytesIO(base64.b64decode(source.partition(",")[2]))))[..., :3]
