@@ -173,7 +173,13 @@ def vector_recovery() -> list[Row]:
 
 def function_recovery() -> list[Row]:
     rows = []
-    for modes, unrolled in ((12, 0), (32, 0), (12, 2)):
+    tied = {"thresholds": "proximal", "tied": True}
+    for modes, unrolled, sparsity, options in (
+        (12, 0, 0.15, {}),
+        (32, 0, 0.15, {}),
+        (12, 2, 0.15, {}),
+        (12, 20, 0.4, tied),
+    ):
         curves, fvu = [], []
         steps = 300 if unrolled else 600
         for seed in SEEDS:
@@ -183,8 +189,9 @@ def function_recovery() -> list[Row]:
                 1,
                 16,
                 modes=modes,
-                domain_sparsity=0.15,
+                domain_sparsity=sparsity,
                 unrolled=unrolled,
+                **options,
                 generator=torch.Generator().manual_seed(100 + seed),
             )
 
@@ -205,6 +212,7 @@ def function_recovery() -> list[Row]:
             )
             fvu.append(unexplained(autoencoder, planted.samples[:4000]))
         name = "functions, all modes" if modes == 32 else "functions, truncated modes"
+        name += ", proximal gradient" if options else ""
         rows.append(
             summarize(name, curves, fvu, modes=modes, unrolled=unrolled, steps=steps, learning_rate=1e-2)
         )

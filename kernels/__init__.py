@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from kernels.factored import eigh_factored as eigh_factored
     from kernels.generalized import generalized_eigh as generalized_eigh
     from kernels.selection import select_largest as select_largest
-    from kernels.sparse_products import (
-        multiply_sparse as multiply_sparse,
-        sample_product as sample_product,
-    )
     from kernels.spectral_functions import (
         project_psd as project_psd,
         spectral_function as spectral_function,
@@ -42,9 +38,7 @@ _EXPORTS = {
     "extreme_eigh": "kernels.extremal",
     "factorize": "kernels.block_tridiagonal",
     "generalized_eigh": "kernels.generalized",
-    "multiply_sparse": "kernels.sparse_products",
     "project_psd": "kernels.spectral_functions",
-    "sample_product": "kernels.sparse_products",
     "select_largest": "kernels.selection",
     "spectral_function": "kernels.spectral_functions",
     "top_eigh": "kernels.eigensolver",

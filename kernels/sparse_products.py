@@ -1,4 +1,7 @@
-"""Products of sparse matrices in compressed rows with dense ones, and entries of dense products on their pattern."""
+"""Products of sparse matrices in compressed rows with dense ones, and entries of dense products on their pattern.
+
+Indices are trusted: nothing here looks whether they lie in range.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ import torch
 from torch import Tensor
 
 from kernels._backends import sparse_cuda
+
+_NARROW = (torch.float16, torch.bfloat16)
+"""Computed in float32: neither MKL nor our kernels know them."""
 
 
 def multiply_sparse(starts: Tensor, columns: Tensor, values: Tensor, dense: Tensor) -> Tensor:
@@ -19,6 +25,8 @@ def multiply_sparse(starts: Tensor, columns: Tensor, values: Tensor, dense: Tens
         values: (entries,).
         dense: D, (columns of A, width), of the dtype of the values.
     """
+    if dense.dtype in _NARROW:
+        return multiply_sparse(starts, columns, values.float(), dense.float()).to(dense.dtype)
     if _ours(dense):
         return sparse_cuda.multiply(starts, columns, values, dense)
     return _matrix(starts, columns, values, len(dense)) @ dense
@@ -32,6 +40,8 @@ def sample_product(starts: Tensor, rows: Tensor, columns: Tensor, left: Tensor, 
         left: L, (rows of the pattern, width).
         right: R, (columns of the pattern, width).
     """
+    if left.dtype in _NARROW:
+        return sample_product(starts, rows, columns, left.float(), right.float()).to(left.dtype)
     if _ours(left):
         return sparse_cuda.sample(rows, columns, left, right)
     zero = _matrix(starts, columns, left.new_zeros(len(columns)), len(right))

@@ -474,6 +474,30 @@ def read_training_state(path: Path) -> Any:
         raise CheckpointError(f"{path}: {error.strerror or error}; name a file that can be read") from error
 
 
+def write_training_state(path: str | Path, content: Any) -> None:
+    """Write tensors and plain data with `torch.save`, whole or not at all (`write_atomically`).
+
+    Raises:
+        OutputError: the file cannot be written, the disk is full; an older file stays as it was.
+    """
+    with write_atomically(path) as temporary:
+        write_pickle(temporary, content)
+
+
+def write_pickle(path: Path, content: Any) -> None:
+    """`torch.save`, with one error for all that a disk may do.
+
+    Raises:
+        OutputError: the file cannot be written; a part of it may be there.
+    """
+    try:
+        torch.save(content, path)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OutputError(
+            f"cannot write {str(path)!r}: {_one_line(str(error))}; free space or name another folder"
+        ) from error
+
+
 def _unpickle(path: Path) -> Any:
     """Load plain data and tensors only; whatever a hostile or broken pickle raises is a CheckpointError."""
     try:

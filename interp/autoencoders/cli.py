@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    import torch
+
     from interp.autoencoders.autoencoder import Autoencoder
     from interp.autoencoders.latent_activation import LatentActivation
 
@@ -65,7 +68,9 @@ def train_autoencoder(
         float | None, typer.Option(help="The usual one of the kind if not given.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; cuda if there is one.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first weights and the order of the samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Of the first weights and the order of the samples.")
+    ] = 0,
     file_format: Annotated[
         Format, typer.Option("--format", help="Layout of the trained autoencoder.")
     ] = Format.weightspace,
@@ -114,8 +119,15 @@ def train_autoencoder(
                 dead=interp.AuxiliaryLoss(silent=max(min(steps * batch_size // 10, 10_000_000), 1)),
                 generator=generator,
             )
-        autoencoder.to(device or _own_device())
+        autoencoder.to(_place(device))
         make_folder(out)
+        name = (
+            "autoencoder.safetensors"
+            if file_format is Format.weightspace
+            else f"autoencoder-{file_format.value}"
+        )
+        with TemporaryDirectory(dir=out) as scratch:  # what the format cannot hold is refused before the work
+            autoencoder.save(Path(scratch) / name, format=file_format.value)
         run = interp.train(
             autoencoder,
             source,
@@ -124,15 +136,11 @@ def train_autoencoder(
             learning_rate=learning_rate,
             generator=torch.Generator().manual_seed(seed),
             checkpoint=out / "training.ckpt",
+            keep_checkpoint=True,
             progress=not as_json,
         )
         if own_rank() != 0:
             return
-        name = (
-            "autoencoder.safetensors"
-            if file_format is Format.weightspace
-            else f"autoencoder-{file_format.value}"
-        )
         autoencoder.save(out / name, format=file_format.value)
         run.save_history(out / "history.json")
         metrics = interp.evaluate(autoencoder, source)
@@ -143,6 +151,7 @@ def train_autoencoder(
                 autoencoder, source, out / "features.html", title=f"Features of {activations.name}"
             )
             written.append("features.html")
+    (out / "training.ckpt").unlink(missing_ok=True)
     if as_json:
         summary = {
             "written": [str(out / one) for one in written],
@@ -179,11 +188,21 @@ def _numbers(text: str | None) -> list[int]:
         raise ShapeError(f"--matryoshka takes numbers such as 64,256; it is {text!r}") from error
 
 
-def _own_device() -> str:
-    """A GPU if there is one, of the processes of torchrun each its own."""
+def _place(device: str | None) -> "torch.device":
+    """The device of a name; without one a GPU if there is one, of the processes of torchrun each its own."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    from weightspace.errors import MissingDependencyError
+
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise MissingDependencyError(
+            f"--device {device}: {reason}; leave it out to use what there is"
+        ) from error
 
 
 @contextmanager

@@ -36,8 +36,8 @@ class Resampling:
     """Every so many steps, point dead latents at samples that are explained badly.
 
     Samples are drawn with probabilities proportional to the square of their squared error; the decoder feature becomes
-    the sample's direction, the encoder the same direction with a fraction of the mean norm of the living, the bias 0,
-    and the optimizer forgets the latent.
+    the sample's direction, the encoder the same direction with a fraction of the mean norm of the living, the bias
+    and the activation's own parameters what they were at the start, and the optimizer forgets the latent.
 
     Args:
         every: steps.

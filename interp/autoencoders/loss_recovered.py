@@ -147,10 +147,20 @@ class _Site:
             return (changed, *y[1:]) if isinstance(y, tuple) else changed
 
         module = self.model.get_submodule(self.name.removesuffix(":input"))
+
+        def before(_: nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
+            if arguments:
+                return (replace(arguments, arguments), keywords)
+            name = next(iter(keywords))  # called by keyword: the first is the input
+            return arguments, {**keywords, name: replace((keywords[name],), keywords[name])}
+
+        def after(_: nn.Module, arguments: Any, keywords: dict[str, Any], output: Any) -> Any:
+            return replace(arguments or tuple(keywords.values()), output)
+
         if self.name.endswith(":input"):
-            handle = module.register_forward_pre_hook(lambda _, arguments: replace(arguments, arguments))
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
         else:
-            handle = module.register_forward_hook(lambda _, arguments, output: replace(arguments, output))
+            handle = module.register_forward_hook(after, with_kwargs=True)
         try:
             result = run(self.model, batch)
         finally:

@@ -143,6 +143,8 @@ def evaluate(
     Source: SAEBench (2025); FVU as defined there in words, not by the difference of mean squares that its version
         0.6.0 computes, which depends on the scale of the activations.
     """
+    if batch_size < 1:
+        raise ShapeError(f"evaluate needs a batch_size of at least 1; it is {batch_size}")
     if model is not None and (hook is None or loader is None):
         raise ShapeError(
             "evaluate with a model needs the name of its module (hook) and batches of data (loader) too"

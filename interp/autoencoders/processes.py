@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch.distributed
 from torch import Tensor
 
@@ -18,16 +22,21 @@ def own_rank() -> int:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Replace a tensor by its sum over all processes, in place, and return it."""
-    if _together():
-        torch.distributed.all_reduce(tensor)
-    return tensor
+    return _exchange(tensor, torch.distributed.all_reduce) if _together() else tensor
 
 
 def copy_from_first(tensor: Tensor) -> Tensor:
     """Replace a tensor by that of the first process, in place, and return it."""
-    if _together():
-        torch.distributed.broadcast(tensor, 0)
-    return tensor
+    return _exchange(tensor, partial(torch.distributed.broadcast, src=0)) if _together() else tensor
+
+
+def _exchange(tensor: Tensor, operation: Callable[[Tensor], Any]) -> Tensor:
+    if tensor.is_cuda or torch.distributed.get_backend() != "nccl":
+        operation(tensor)
+        return tensor
+    moved = tensor.cuda()  # NCCL knows no other memory
+    operation(moved)
+    return tensor.copy_(moved)
 
 
 def _together() -> bool:

@@ -77,6 +77,10 @@ class RecordedSource(ActivationSource):
         self.module, self.names, self.loader, self.target = module, names, loader, target
         self.axis, self.flatten, self.mask = axis, flatten, mask
         self.batches_per_piece = batches_per_piece
+        if mask is not None and not flatten:
+            raise ShapeError(
+                "a mask chooses positions, which flatten=False keeps together; leave one of them out"
+            )
         known = dict(module.named_modules())
         for name in (*names, *(() if target is None else (target,))):
             if name.removesuffix(":input") not in known:
@@ -86,6 +90,11 @@ class RecordedSource(ActivationSource):
         if first is None:
             raise ShapeError("the loader has no batches")
         self.sample_shape = tuple(self._record(first, 0)[0].shape[1:])
+
+    def __repr__(self) -> str:
+        return (
+            f"RecordedSource({', '.join(self.names)}, target {self.target}, samples of {self.sample_shape})"
+        )
 
     def pieces(self, epoch: int, seed: int) -> Iterator[Callable[[], Rows]]:
         reader = _Reader(self.loader, self.batches_per_piece)
@@ -132,9 +141,10 @@ class RecordedSource(ActivationSource):
 def write_activations(
     source: ActivationSource, folder: str | Path, *, rows_per_shard: int = 65536
 ) -> list[Path]:
-    """Write all samples of a source to `activations-00000.safetensors`, ... (and `targets-00000.safetensors`, ...).
+    """Write all samples of a source to `activations-00000.safetensors`, ..., its targets to a folder `targets/` there.
 
-    One shard is in memory at a time; each is written whole or not at all.
+    One shard is in memory at a time; each is written whole or not at all. `open_activations(folder)` and, of a source
+    with targets, `open_activations(folder, targets=folder / "targets")` read them.
 
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
@@ -147,10 +157,11 @@ def write_activations(
 
     def flush() -> None:
         number = len(written)
-        paths = [folder / f"{kind}-{number:05d}.safetensors" for kind in ("activations", "targets")]
-        for path, parts in zip(paths, zip(*waiting, strict=True), strict=False):
-            write_safetensors(path, {path.name.split("-")[0]: torch.cat(parts)})
-        written.append(paths[0])
+        for kind, parts in zip(("activations", "targets"), zip(*waiting, strict=True), strict=False):
+            place = folder if kind == "activations" else make_folder(folder / kind)
+            path = place / f"{kind}-{number:05d}.safetensors"
+            write_safetensors(path, {kind: torch.cat(parts)})
+        written.append(folder / f"activations-{number:05d}.safetensors")
         waiting.clear()
 
     for rows in source.in_order(rows_per_shard):
@@ -174,7 +185,8 @@ def record(module: nn.Module, names: Sequence[str], batch: Any) -> dict[str, Ten
         tensor = value[0] if isinstance(value, tuple | list) and value else value
         if not isinstance(tensor, Tensor):
             raise ArchitectureError(f"the activation of {name!r} is a {type(value).__name__}, not a tensor")
-        found.setdefault(name, tensor.detach())
+        # A copy: the network goes on, and may write into its own activations (ReLU(inplace=True), x += ...).
+        found.setdefault(name, tensor.detach().clone())
         if len(found) == len(set(names)):
             raise _Known
 
@@ -193,7 +205,7 @@ def record(module: nn.Module, names: Sequence[str], batch: Any) -> dict[str, Ten
                 hook = place.register_forward_hook(lambda _, inputs, output, name=name: keep(name, output))
             stack.callback(hook.remove)
         try:
-            run(module, batch)
+            run(module, _copied(batch))
         except _Known:
             return found
     missing = next(name for name in names if name not in found)
@@ -219,8 +231,17 @@ def in_inference_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = True
 
 
-class _Known(Exception):
-    """Everything asked for is known: the rest of the network need not run."""
+def _copied(batch: Any) -> Any:
+    """A batch whose inputs a network may write into."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, Mapping):
+        return {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
+    return (_copied(batch[0]), *batch[1:]) if isinstance(batch, tuple | list) and batch else batch
+
+
+class _Known(BaseException):
+    """Everything asked for is known: the rest of the network need not run. No network catches it as an error."""
 
 
 class _Reader:

@@ -6,12 +6,13 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from weightspace.checkpoint import Checkpoint, open_checkpoint
+from weightspace.checkpoint import open_checkpoint
 from weightspace.errors import CheckpointError, NonFiniteError, ShapeError
 
 Rows = tuple[Tensor, ...]
@@ -68,6 +69,7 @@ def shuffled_batches(
                 chosen = order[batch * batch_size : (batch + 1) * batch_size]
                 filled = True
                 yield tuple(x[chosen] for x in rows), Position(epoch, index, batch + 1)
+            del rows  # before the next piece is loaded
         if not filled:
             raise ShapeError(f"no {batch_size} samples are there at once; choose a batch_size they fill")
 
@@ -101,7 +103,7 @@ class TensorSource(ActivationSource):
     """
 
     def __init__(self, x: Tensor, targets: Tensor | None = None):
-        self.rows: Rows = (x,) if targets is None else (x, targets)
+        self.rows: Rows = (x.detach(),) if targets is None else (x.detach(), targets.detach())
         for tensor, name in zip(self.rows, ("activations", "targets"), strict=False):
             if tensor.ndim < 2 or not len(tensor) or not tensor.is_floating_point():
                 raise ShapeError(
@@ -114,6 +116,9 @@ class TensorSource(ActivationSource):
                 f"there are {len(x)} activations and {len(self.rows[-1])} targets; give one for each"
             )
         self.sample_shape = tuple(x.shape[1:])
+
+    def __repr__(self) -> str:
+        return f"TensorSource({', '.join(f'{tuple(x.shape)} {x.dtype}' for x in self.rows)})"
 
     def pieces(self, epoch: int, seed: int) -> Iterator[Callable[[], Rows]]:
         yield lambda: self.rows
@@ -133,7 +138,7 @@ class ShardSource(ActivationSource):
         paths: files with one tensor (n, ...) each: `.npy`, `.safetensors`, `.pt`, `.npz`.
         targets: as many files with a target for every sample, or None.
         piece_bytes: memory for a piece, in the dtype of the files.
-        stretches: so many make a piece.
+        stretches: so many long ones make a piece, more short ones.
     Raises:
         CheckpointError: a file is missing, broken, empty, or has another shape or dtype of samples than the first.
     """
@@ -160,10 +165,14 @@ class ShardSource(ActivationSource):
         self.sample_shape = self.columns[0].shape
         row_bytes = sum(column.row_bytes for column in self.columns)
         self.stretch_rows = max(piece_bytes // row_bytes // stretches, 1)
-        self.stretches = stretches
+        self.piece_rows = self.stretch_rows * stretches
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.columns[0].files)
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{column.shape} {column.dtype}" for column in self.columns)
+        return f"ShardSource({len(self)} samples in {len(self.columns[0].files)} files, {kinds})"
 
     def pieces(self, epoch: int, seed: int) -> Iterator[Callable[[], Rows]]:
         places = [
@@ -172,12 +181,21 @@ class ShardSource(ActivationSource):
             for start in range(0, stored.rows, self.stretch_rows)
         ]
         order = torch.randperm(len(places), generator=_generator(seed, epoch, 0)).tolist()
-        for first in range(0, len(order), self.stretches):
-            chosen = [places[i] for i in order[first : first + self.stretches]]
-            yield lambda chosen=chosen: tuple(
-                torch.cat([column.read(file, start, self.stretch_rows) for file, start in chosen])
-                for column in self.columns
-            )
+        chosen: list[tuple[int, int]] = []
+        held = 0
+        for index, place in enumerate(order):
+            file, start = places[place]
+            chosen.append((file, start))
+            held += min(self.stretch_rows, self.columns[0].files[file].rows - start)
+            if held + self.stretch_rows > self.piece_rows or index == len(order) - 1:
+                yield partial(self._join, chosen)
+                chosen, held = [], 0
+
+    def _join(self, places: Sequence[tuple[int, int]]) -> Rows:
+        return tuple(
+            torch.cat([column.read(file, start, self.stretch_rows) for file, start in places])
+            for column in self.columns
+        )
 
     def in_order(self, batch_size: int) -> Iterator[Rows]:
         for file, stored in enumerate(self.columns[0].files):
@@ -192,6 +210,8 @@ def open_activations(
     piece_bytes: int = 256 << 20,
 ) -> ShardSource:
     """Open activations that were written to files, of which a few hundred megabytes are in memory at a time.
+
+    But for `.npz`, which is read whole whenever a part of it is needed: a format for small files.
 
     Args:
         path: a file with one tensor (n, ...), a folder of such files (taken in the order of their names), or several
@@ -220,7 +240,6 @@ def require_finite(x: Tensor, where: str, first: int = 0) -> None:
 @dataclass(frozen=True, eq=False)
 class _File:
     path: Path
-    checkpoint: Checkpoint
     name: str
     rows: int
 
@@ -251,7 +270,7 @@ class _Column:
                     f"{path}: its samples are {shape[1:]} {dtype}, those of {self.files[0].path.name} are {self.shape} "
                     f"{self.dtype}"
                 )
-            self.files.append(_File(path, checkpoint, name, shape[0]))
+            self.files.append(_File(path, name, shape[0]))
 
     @property
     def row_bytes(self) -> int:
@@ -259,7 +278,8 @@ class _Column:
 
     def read(self, file: int, start: int, count: int) -> Tensor:
         stored = self.files[file]
-        rows = stored.checkpoint.tensor(stored.name)[start : start + count]
+        # Opened anew: thousands of files that stay open are more than a process may have.
+        rows = open_checkpoint(stored.path).tensor(stored.name)[start : start + count]
         require_finite(rows, f"{stored.path}: activations", start)
         return rows
 

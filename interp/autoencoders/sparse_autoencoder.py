@@ -100,6 +100,11 @@ class SparseAutoencoder(Autoencoder):
         transcoder = output_features is not None
         outputs = d if output_features is None else output_features
         self.activation = _made(activation, ACTIVATIONS)
+        require(
+            isinstance(self.activation, LatentActivation),
+            f"the activation is a LatentActivation such as TopK(32); it is {self.activation!r}",
+        )
+        matryoshka = [int(width) for width in matryoshka]
         self.dead = None if dead is None else _made(dead, DEAD_LATENTS)
         k = getattr(self.activation, "k", 1)
         require(k <= latents, f"{self.activation} keeps more than the {latents} latents there are")
@@ -292,7 +297,8 @@ class SparseAutoencoder(Autoencoder):
         values = self._encode(x, places, selected)
         explained = sparse_codes.decode(values, self.decoder_weight[places], selected[1])
         floor = torch.finfo(variance.dtype).tiny
-        return self.dead.coefficient * (residual - explained).square().sum() / variance.clamp_min(floor)
+        share = (residual - explained).square().sum() / variance.clamp_min(floor)
+        return self.dead.coefficient * torch.where(variance > 0, share, 0.0)  # one sample has no variance
 
     def make_optimizer(self, learning_rate: float | None = None) -> torch.optim.Optimizer:
         r"""Adam with $2 \cdot 10^{-4} / (m / 2^{14})^{1/2}$ (Gao et al., 2024) where no rate is given."""
@@ -301,7 +307,7 @@ class SparseAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def prepare(self, sample: Tensor, target: Tensor | None = None) -> None:
-        """Fit the scaling, set the decoder bias to the mean, and let encoder features be those of the decoder."""
+        """Fit the scaling, and set the decoder bias to the mean of the targets."""
         target = self._target(sample, target)
         self.scaling.fit(sample)
         if self.transcoder:
@@ -351,7 +357,15 @@ class SparseAutoencoder(Autoencoder):
         self.encoder_weight[places] = self.dead.scale * norm * readers
         self.decoder_weight[places] = features  # last: tied weights keep the norm of features
         self.encoder_bias[places] = 0
-        for parameter in (self.encoder_weight, self.decoder_weight, self.encoder_bias):
+        own = self.activation.parameters(self.latents)
+        for name, initial in own.items():
+            self.get_parameter(name)[places] = initial.to(self.encoder_bias)[places]
+        for parameter in (
+            self.encoder_weight,
+            self.decoder_weight,
+            self.encoder_bias,
+            *map(self.get_parameter, own),
+        ):
             for name, state in optimizer.state.get(parameter, {}).items():
                 if isinstance(state, Tensor) and state.shape == parameter.shape:
                     optimizer.state[parameter][name][places] = 0

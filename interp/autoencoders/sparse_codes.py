@@ -16,6 +16,7 @@ from scipy import sparse
 from torch import Tensor
 
 import kernels
+from kernels.sparse_products import multiply_sparse, sample_product
 
 CHUNK_ENTRIES = 1 << 21
 """Pre-activations held at once on the CPU: 8 MiB in float32, which the allocator reuses and the caches hold."""
@@ -53,16 +54,16 @@ class Pattern:
 
     def multiply(self, values: Tensor, dense: Tensor) -> Tensor:
         """A D of the matrix with these values (nonzeros,) and D (m, d): (n, d)."""
-        return kernels.multiply_sparse(self.starts, self.columns, values, dense)
+        return multiply_sparse(self.starts, self.columns, values, dense)
 
     def multiply_transposed(self, values: Tensor, dense: Tensor) -> Tensor:
         r"""$A^\top G$ with G (n, d): (m, d)."""
         starts, rows, order = self.transposed
-        return kernels.multiply_sparse(starts, rows, values[order], dense)
+        return multiply_sparse(starts, rows, values[order], dense)
 
     def sample_product(self, left: Tensor, right: Tensor) -> Tensor:
         r"""The entries of $L R^\top$ on the pattern, L (n, d) and R (m, d): (nonzeros,)."""
-        return kernels.sample_product(self.starts, self.rows, self.columns, left, right)
+        return sample_product(self.starts, self.rows, self.columns, left, right)
 
     def column_sums(self, values: Tensor) -> Tensor:
         """The sum of every column, (m,)."""
@@ -107,7 +108,7 @@ def select_top(x: Tensor, weight: Tensor, bias: Tensor, k: int) -> tuple[Tensor,
     Returns:
         Values (n k,), zero where fewer than k are positive, and their pattern.
     """
-    values, places = [], []
+    values, places = [x.new_empty(0, k)], [torch.empty(0, k, dtype=torch.int32, device=x.device)]
     for chunk in _dense_chunks(x, weight, bias):
         best, where = kernels.select_largest(chunk, k)
         values.append(best)

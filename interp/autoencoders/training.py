@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import signal
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.autoencoders.autoencoder import Autoencoder, AutoencoderLoss
-from interp.autoencoders.processes import count_processes, own_rank, sum_over_processes
+from interp.autoencoders.processes import copy_from_first, count_processes, own_rank, sum_over_processes
 from interp.autoencoders.sources import ActivationSource, Position, Rows, as_source, shuffled_batches
-from weightspace.checkpoint import read_training_state
+from weightspace.checkpoint import read_training_state, write_training_state
 from weightspace.errors import CheckpointError, NonFiniteError, ShapeError
-from weightspace.result import check_writable, write_atomically, write_text
+from weightspace.result import check_writable, write_text
 
 SAMPLE = 65536
 """At most so many samples fit the scaling and the biases an autoencoder starts from."""
@@ -52,7 +55,14 @@ class TrainingRun:
         Raises:
             OutputError: the file cannot be written.
         """
-        content = {"samples": self.samples, "seconds": self.seconds, "history": self.history}
+        history = [
+            [
+                {name: value if math.isfinite(value) else None for name, value in entry.items()}
+                for entry in entries
+            ]
+            for entries in self.history
+        ]
+        content = {"samples": self.samples, "seconds": self.seconds, "history": history}
         write_text(path, json.dumps(content, indent=1) + "\n")
 
     def __repr__(self) -> str:
@@ -77,6 +87,7 @@ def train(
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     seconds_between_checkpoints: float = 60.0,
+    keep_checkpoint: bool = False,
 ) -> TrainingRun:
     """Train an autoencoder, or several on the same batches.
 
@@ -98,7 +109,9 @@ def train(
             train on.
         generator: on the CPU, draws the order of the samples; None is a new one with seed 0.
         checkpoint: a file that is written every `seconds_between_checkpoints` and read if it exists: the run goes on
-            where it was, to the same result, to the last bit on the same machine. It is removed at the end.
+            where it was, to the same result, to the last bit on the same machine. Ctrl-C ends a step, writes it and
+            then interrupts.
+        keep_checkpoint: leave that file when the training is complete; given again, it returns the result.
     Returns:
         TrainingRun.
     Raises:
@@ -111,11 +124,17 @@ def train(
 
     models = (autoencoder,) if isinstance(autoencoder, Autoencoder) else tuple(autoencoder)
     source = as_source(activations, targets)
-    _check(models, source, steps, batch_size)
-    seed = int(torch.randint(2**62, (), generator=generator or torch.Generator().manual_seed(0)))
+    _check(
+        models, source, steps, batch_size, learning_rate=learning_rate, clip=clip, warmup=warmup, decay=decay
+    )
+    generator = generator or torch.Generator().manual_seed(0)
+    seed = int(copy_from_first(torch.randint(2**62, (), generator=generator)))
     path = None if checkpoint is None else check_writable(checkpoint)
     optimizers = [model.make_optimizer(learning_rate) for model in models]
-    plan = {"steps": steps, "batch_size": batch_size, "warmup": warmup, "decay": decay, "seed": seed}
+    plan = {
+        "steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, "decay": decay,
+        "clip": clip, "seed": seed, "data": repr(source),
+    }  # fmt: skip
     held = _Held(models, optimizers, plan)
     if path is not None and path.exists():
         state = held.restored(path)
@@ -123,35 +142,32 @@ def train(
         state = _State(history=[[] for _ in models])
         if prepare:
             _prepare(models, source, seed)
+        for model in models:
+            for tensor in model.state_dict().values():
+                copy_from_first(tensor)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     if state.step:  # a restored optimizer has the rate of the step it was saved at
         rates = state.rates
     state.rates = rates
     sums = [_Sums(state.sums[i] if state.sums else None) for i in range(len(models))]
     rank, processes = own_rank(), count_processes()
-    every = max(steps // max(entries, 1), 1)
+    every = -(-steps // max(entries, 1))
     started, saved = time.perf_counter() - state.seconds, time.perf_counter()
     batches = shuffled_batches(source, batch_size, seed, Position(*state.position))
     quiet = rank != 0 or not progress
     for model in models:
         model.train()
-    with tqdm(
-        total=steps, initial=state.step, disable=True if quiet else None, desc="training", leave=False
-    ) as bar:
-        while state.step < steps:
+    bar = tqdm(total=steps, initial=state.step, disable=True if quiet else None, desc="training", leave=False)
+    with bar, _Interruption() as interruption:
+        while state.step < steps and not interruption.asked:
             rows, position = next(batches)
             rows = tuple(x[rank::processes] for x in rows)
             factor = _schedule(state.step, steps, warmup, decay)
             for model, optimizer, rate, total in zip(models, optimizers, rates, sums, strict=True):
                 for group, base in zip(optimizer.param_groups, rate, strict=True):
                     group["lr"] = base * factor
-                loss = _step(model, optimizer, rows, state.step / steps, clip)
-                if not bool(loss.total.isfinite()):
-                    raise NonFiniteError(
-                        f"the loss of a {type(model).__name__} is {loss.total.item()} at step {state.step}; lower "
-                        f"learning_rate ({rate[0]:.3g}) or scale the activations (scaling='standard')"
-                    )
-                total.add(loss)
+                total.add(_step(model, optimizer, rows, state.step, steps, clip))
+            interruption.agree()
             state.step += 1
             state.position = tuple(asdict(position).values())
             state.seconds = time.perf_counter() - started
@@ -163,23 +179,44 @@ def train(
                     total.clear()
                 state.entered = state.step
                 bar.set_postfix_str(_listed(state.history[0][-1]))
-            if path is not None and rank == 0 and time.perf_counter() - saved >= seconds_between_checkpoints:
+            due = time.perf_counter() - saved >= seconds_between_checkpoints or interruption.asked
+            if path is not None and rank == 0 and (due or (keep_checkpoint and state.step == steps)):
                 state.sums = [total.numbers() for total in sums]
                 held.save(path, state)
                 saved = time.perf_counter()
+    if interruption.asked:
+        raise KeyboardInterrupt
     for model in models:
         model.eval()
-    if path is not None and rank == 0:
+    if path is not None and rank == 0 and not keep_checkpoint:
         path.unlink(missing_ok=True)
     return TrainingRun(models, tuple(map(tuple, state.history)), steps * batch_size, state.seconds)
 
 
-def _check(models: Sequence[Autoencoder], source: ActivationSource, steps: int, batch_size: int) -> None:
+def _check(
+    models: Sequence[Autoencoder],
+    source: ActivationSource,
+    steps: int,
+    batch_size: int,
+    *,
+    learning_rate: float | None,
+    clip: float | None,
+    warmup: int,
+    decay: float,
+) -> None:
     if not models or steps < 1 or batch_size < 1:
         raise ShapeError(
             "training needs autoencoders, steps >= 1 and batch_size >= 1; "
             f"there are {len(models)}, {steps} and {batch_size}"
         )
+    for name, value, fits in (
+        ("learning_rate", learning_rate, learning_rate is None or 0 < learning_rate < math.inf),
+        ("clip", clip, clip is None or clip > 0),
+        ("warmup", warmup, warmup >= 0),
+        ("decay", decay, 0 <= decay <= 1),
+    ):
+        if not fits:
+            raise ShapeError(f"{name} is {value}; it is positive, warmup may be 0, decay is from 0 to 1")
     if batch_size % count_processes():
         raise ShapeError(
             f"{count_processes()} processes cannot share {batch_size} samples evenly; change batch_size"
@@ -204,9 +241,21 @@ def _placed(rows: Rows, model: nn.Module) -> Rows:
 
 
 def _step(
-    model: Autoencoder, optimizer: torch.optim.Optimizer, rows: Rows, progress: float, clip: float | None
+    model: Autoencoder,
+    optimizer: torch.optim.Optimizer,
+    rows: Rows,
+    step: int,
+    steps: int,
+    clip: float | None,
 ) -> AutoencoderLoss:
-    loss = model.loss(*_placed(rows, model), progress=progress)
+    loss = model.loss(*_placed(rows, model), progress=step / steps)
+    broken = sum_over_processes((~loss.total.detach().isfinite()).to(torch.int32))
+    if bool(broken):  # before the weights have taken it in, in all processes alike
+        raise NonFiniteError(
+            f"the loss of a {type(model).__name__} is {loss.total.item()} at step {step} (in {int(broken)} of "
+            f"{count_processes()} processes NaN or infinite); lower learning_rate or scale the activations "
+            "(scaling='standard')"
+        )
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()
     processes = count_processes()
@@ -265,11 +314,36 @@ class _Sums:
         error, variance = sums.pop("error"), sums.pop("variance")
         return {
             **{name: value / count for name, value in sums.items()},
-            "fvu": error / variance if variance else 0.0,
+            "fvu": error / variance if variance else math.nan,
         }
 
     def clear(self) -> None:
         self.values = {}
+
+
+class _Interruption:
+    """Ctrl-C as a question that is asked between two steps; only the main thread can hear it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def agree(self) -> None:
+        """Stop in all processes after the same step, or one would wait for the others for ever."""
+        if count_processes() > 1:
+            self.asked = bool(sum_over_processes(torch.tensor(int(self.asked))))
 
 
 @dataclass
@@ -294,7 +368,10 @@ class _Held:
     plan: dict[str, Any]
 
     def _description(self) -> str:
-        kinds = [[type(model).__name__, model.configuration()] for model in self.models]
+        kinds = [
+            [type(model).__name__, str(next(model.parameters()).dtype), model.configuration()]
+            for model in self.models
+        ]
         return json.dumps([self.plan, kinds], sort_keys=True)
 
     def save(self, path: Path, state: _State) -> None:
@@ -304,22 +381,21 @@ class _Held:
             "models": [model.state_dict() for model in self.models],
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
-        with write_atomically(path) as temporary:
-            torch.save(content, temporary)
+        write_training_state(path, content)
 
     def restored(self, path: Path) -> _State:
-        content = read_training_state(path)
         try:
+            content = read_training_state(path)
             if content["training"] != self._description():
                 raise ValueError(
-                    "it is of another autoencoder, other steps, another batch size or another seed"
+                    "it is of another autoencoder, other data, or other arguments of the training"
                 )
             state = _State(**content["state"])
             for model, weights in zip(self.models, content["models"], strict=True):
                 model.load_state_dict(weights)
             for optimizer, moments in zip(self.optimizers, content["optimizers"], strict=True):
                 optimizer.load_state_dict(moments)
-        except (KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        except (CheckpointError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"{str(path)!r} cannot be continued from ({type(error).__name__}: {str(error)[:200]}); remove it to "
                 "start anew"

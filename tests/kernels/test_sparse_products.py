@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import kernels
 from kernels._backends import sparse_cuda
+from kernels.sparse_products import multiply_sparse, sample_product
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
@@ -52,7 +52,7 @@ def check(shape, dtype, multiply, sample):
 @dtypes
 @pytest.mark.parametrize("shape", SHAPES)
 def test_products_are_the_dense_ones(dtype, shape):
-    check(shape, dtype, kernels.multiply_sparse, kernels.sample_product)
+    check(shape, dtype, multiply_sparse, sample_product)
 
 
 @dtypes
@@ -79,6 +79,6 @@ def test_a_device_agrees(dtype, shape):
     check(
         shape,
         dtype,
-        lambda *tensors: kernels.multiply_sparse(*(x.cuda() for x in tensors)).cpu(),
-        lambda *tensors: kernels.sample_product(*(x.cuda() for x in tensors)).cpu(),
+        lambda *tensors: multiply_sparse(*(x.cuda() for x in tensors)).cpu(),
+        lambda *tensors: sample_product(*(x.cuda() for x in tensors)).cpu(),
     )

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from weightspace.checkpoint import read_training_state
+from weightspace.checkpoint import read_training_state, write_training_state
 from weightspace.errors import CheckpointError, NonFiniteError, ShapeError
-from weightspace.result import write_atomically, write_text
+from weightspace.result import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +184,7 @@ class _Held:
             "schedule": self.schedule.state_dict(),
             "generator": self.generator.get_state(),
         }
-        with write_atomically(path) as temporary:
-            torch.save(content, temporary)
+        write_training_state(path, content)
 
     def restored(self, path: Path) -> _State:
         try:

@@ -29,8 +29,8 @@ from interp.autoencoders.latent_activation import LatentActivation
 from interp.autoencoders.relu import ReLU
 from interp.autoencoders.sparse_autoencoder import SparseAutoencoder
 from interp.autoencoders.top_k import TopK
-from weightspace.checkpoint import read_training_state
-from weightspace.errors import CheckpointError, OutputError
+from weightspace.checkpoint import read_training_state, write_pickle
+from weightspace.errors import CheckpointError
 
 WEIGHTS, CONFIGURATION = "ae.pt", "config.json"
 _LINEAR = {"encoder": "encoder.weight", "encoder_bias": "encoder.bias", "decoder": "decoder.weight"}
@@ -153,19 +153,10 @@ def write(autoencoder: Autoencoder, folder: str | Path) -> None:
     write_folder(
         folder,
         {
-            WEIGHTS: lambda path: _save(path, {**tensors, **extra}),
+            WEIGHTS: lambda path: write_pickle(path, {**tensors, **extra}),
             CONFIGURATION: json_writer({"trainer": trainer, "buffer": {}}),
         },
     )
-
-
-def _save(path: Path, state: Mapping[str, Tensor]) -> None:
-    try:
-        torch.save(dict(state), path)
-    except RuntimeError as error:  # what PyTorch makes of a full disk
-        raise OutputError(
-            f"cannot write {str(path)!r}: {error}; free space or name another folder"
-        ) from error
 
 
 def _configuration(weights: Path, backup: Mapping[str, Any]) -> Configuration:

@@ -116,6 +116,9 @@ def test_an_interrupted_run_goes_on(files, tmp_path, monkeypatch):
         (["--k", "100"], "keeps more than the 24"),
         (["--batch-size", "1000"], "no 1000 samples"),
         (["--scaling", "big"], "unit_norm"),
+        (["--kind", "jumprelu", "--format", "sparsify"], "sparsify"),
+        (["--device", "nowhere"], "--device nowhere"),
+        (["--learning-rate", "-1"], "learning_rate is -1"),
     ],
 )
 def test_errors_are_one_line(files, tmp_path, options, text):

@@ -279,6 +279,24 @@ def test_resampling_points_dead_latents_at_samples(tied):
     assert torch.allclose(a.decoder_weight.norm(dim=1), torch.ones(M, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("rule", [JumpReLU(0.1), Gated(0.1)], ids=lambda rule: type(rule).__name__)
+def test_resampling_revives_latents_of_every_rule(rule):
+    x = data(torch.float64)
+    a = SparseAutoencoder(D, M, rule, dead=Resampling(every=2, silent=1), dtype=torch.float64)
+    optimizer = a.make_optimizer(1e-3)
+    with torch.no_grad():
+        name = "log_threshold" if isinstance(rule, JumpReLU) else "magnitude_bias"
+        a.get_parameter(name)[:4] = 100.0 if isinstance(rule, JumpReLU) else -1e6
+    assert not a.encode(x)[:, :4].any()
+    for _ in range(2):
+        optimizer.zero_grad()
+        a.loss(x).total.backward()
+        a.after_backward()
+        optimizer.step()
+        a.after_step(optimizer)
+    assert a.encode(x)[:, :4].any(0).all()
+
+
 @rules
 @pytest.mark.parametrize(
     "options",
@@ -306,6 +324,7 @@ def test_configuration_builds_it_again(rule, options):
         ({"scaling": "norm"}, "unit_norm"),
         ({"output_features": 6, "scaling": "unit_norm"}, "another for every sample"),
         ({"activation": {"rule": "Softmax"}}, "no rule is named 'Softmax'"),
+        ({"activation": "topk"}, "such as TopK"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, text):
@@ -320,6 +339,11 @@ def test_samples_of_another_shape_are_refused():
             a.loss(x)
     with pytest.raises(ShapeError, match="different for every sample"):
         SparseAutoencoder(D, M, TopK(4), scaling="unit_norm").decode(torch.zeros(2, M))
+
+
+@rules
+def test_no_samples_have_no_codes(rule):
+    assert SparseAutoencoder(D, M, rule).encode(torch.zeros(0, D)).shape == (0, M)
 
 
 def test_public_names():

@@ -77,6 +77,19 @@ def test_files_are_read_in_pieces_and_whole(tmp_path, kind):
     assert torch.equal(torch.cat([rows[0] for rows in source.in_order(77)]), x)
 
 
+def test_many_small_files_fill_a_piece(tmp_path):
+    for index, part in enumerate(data(600).split(10)):
+        np.save(tmp_path / f"{index:03d}.npy", part.numpy())
+    source = interp.open_activations(tmp_path, piece_bytes=500 * 4 * D)
+    assert [len(load()[0]) for load in source.pieces(0, 1)] == [470, 130]
+    assert train(fresh(), source, batch_size=256).samples == 20 * 256
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    held = interp.open_activations(tmp_path)
+    next(held.in_order(5))
+    after = len(os.listdir("/proc/self/fd")) if before else 0
+    assert after - before < 10  # files are not kept open
+
+
 class Network(nn.Module):
     def __init__(self):
         super().__init__()
@@ -126,6 +139,45 @@ def test_hooks_join_sites_masks_and_functions():
     assert interp.activations(network, "blocks.0", loader, flatten=False).sample_shape == (4, D)
 
 
+def test_networks_that_write_into_their_activations_are_recorded_as_they_were():
+    network = nn.Sequential(nn.Linear(5, D), nn.ReLU(inplace=True), nn.Linear(D, D))
+    batch = torch.randn(20, 5)
+    source = interp.activations(network, "0", [batch], target="2")
+    assert torch.equal(next(source.in_order(99))[0], network[0](batch).detach())
+
+    class Overwriting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 5)
+
+        def forward(self, x):
+            x += self.inner(x)
+            return x
+
+    before = batch.clone()
+    (recorded, after) = next(
+        interp.activations(Overwriting(), "inner:input", [batch], target="").in_order(99)
+    )
+    assert torch.equal(recorded, before)
+    assert torch.equal(batch, before)
+    assert not torch.equal(after, before)
+
+
+def test_a_network_that_catches_errors_is_stopped_all_the_same():
+    class Careful(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, D)
+
+        def forward(self, x):
+            try:
+                return self.inner(x)
+            except Exception:
+                return x
+
+    assert next(interp.activations(Careful(), "inner", [torch.zeros(3, 5)]).in_order(9))[0].shape == (3, D)
+
+
 @pytest.mark.parametrize(
     ("name", "loader", "error", "text"),
     [
@@ -145,8 +197,8 @@ def test_written_activations_train_as_recorded_ones_do(tmp_path):
     source = interp.activations(network, "blocks.0", loader, target="blocks.1")
     written = interp.write_activations(source, tmp_path / "out", rows_per_shard=150)
     assert len(written) == 3
-    columns = [sorted((tmp_path / "out").glob(f"{kind}-*")) for kind in ("activations", "targets")]
-    stored = interp.open_activations(columns[0], targets=columns[1])
+    assert len(interp.open_activations(tmp_path / "out")) == 400  # not the targets too
+    stored = interp.open_activations(tmp_path / "out", targets=tmp_path / "out" / "targets")
     for ours, theirs in zip(
         zip(*stored.in_order(10**6), strict=True), zip(*source.in_order(10**6), strict=True), strict=True
     ):
@@ -180,6 +232,32 @@ def test_the_result_depends_on_the_generator_only():
     ]
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
+
+
+def test_activations_with_a_graph_are_plain_numbers():
+    network = nn.Linear(D, D)
+    run = train(fresh(), network(data()))
+    assert run.samples
+    assert network.weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_dtypes_train(dtype):
+    for rule in (TopK(3), interp.BatchTopK(3)):
+        model = SparseAutoencoder(D, M, rule, dtype=dtype, dead=interp.AuxiliaryLoss(silent=64))
+        run = train(model, data(), learning_rate=1e-2, steps=60)
+        assert run.history[0][-1]["fvu"] < run.history[0][0]["fvu"]
+
+
+def test_batches_of_one_sample_have_no_variance():
+    run = train(
+        fresh(dead=interp.AuxiliaryLoss(silent=1)), data(), batch_size=1, steps=30, learning_rate=1e-3
+    )
+    assert all(np.isnan(entry["fvu"]) and entry["loss"] < 100 for entry in run.history[0])
+
+
+def test_the_history_has_as_many_entries_as_asked():
+    assert len(train(fresh(), data(), steps=99, entries=50).history[0]) <= 50
 
 
 def test_history_is_what_it_says():
@@ -232,6 +310,29 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(tmp_path, kind, monkeyp
         assert same(ours, theirs)
     assert continued.history == whole.history
     assert not path.exists()
+
+
+def test_an_interruption_ends_the_step_and_is_written(tmp_path, monkeypatch):
+    path, plain = tmp_path / "state", SparseAutoencoder.after_step
+    taken = []
+
+    def interrupting(self, optimizer):
+        taken.append(1)
+        if len(taken) == 7:
+            signal.raise_signal(signal.SIGINT)
+        plain(self, optimizer)
+
+    monkeypatch.setattr(SparseAutoencoder, "after_step", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        train(fresh(), data(), checkpoint=path)
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True)["state"]["step"] == 7
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    continued = train(fresh(), data(), checkpoint=path, keep_checkpoint=True)
+    assert same(continued.autoencoder, train(fresh(), data()).autoencoder)
+    again = train(fresh(), data(), checkpoint=path, keep_checkpoint=True)  # complete: the result, at once
+    assert same(again.autoencoder, continued.autoencoder)
+    assert again.history == continued.history
 
 
 KILLED = """
@@ -290,6 +391,13 @@ for model in (a, batch):
     assert all(torch.equal(everyone[0][name], everyone[1][name]) for name in everyone[0])
 if dist.get_rank() == 0:
     torch.save(a.state_dict(), sys.argv[1])
+x[3] = 1e200  # in the part of one process: both stop, before their weights have taken it in
+b = interp.SparseAutoencoder(8, 24, interp.TopK(3), dtype=torch.float64)
+try:
+    interp.train(b, x, steps=20, batch_size=64, progress=False, prepare=False)
+    raise SystemExit("the loss was finite")
+except interp.autoencoders.training.NonFiniteError:
+    assert all(bool(p.isfinite().all()) for p in b.parameters())
 dist.destroy_process_group()
 """
 
@@ -381,6 +489,8 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     for model, options in [
         (SparseAutoencoder(D, 30, TopK(3), scaling="standard"), {}),
         (fresh(), {"batch_size": 32}),
+        (fresh(), {"learning_rate": 0.1}),
+        (fresh(torch.float64), {}),
     ]:
         with pytest.raises(CheckpointError, match="cannot be continued from"):
             start(model, **options)
@@ -388,6 +498,36 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     path.write_bytes(before[: len(before) // 2])
     with pytest.raises(CheckpointError):
         start(fresh())
+
+
+FULL = """
+import resource, signal, sys, torch, interp
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+x = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
+options = {"steps": 20, "batch_size": 64, "progress": False, "checkpoint": sys.argv[1]}
+class Stop(Exception): pass
+a, plain, taken = interp.SparseAutoencoder(8, 24, interp.TopK(3)), interp.SparseAutoencoder.after_step, []
+def after_step(self, optimizer):
+    taken.append(1)
+    if len(taken) == 5:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    plain(self, optimizer)
+interp.SparseAutoencoder.after_step = after_step
+try:
+    interp.train(a, x, seconds_between_checkpoints=0, **options)
+except Exception as error:
+    print(type(error).__name__, str(error).count(chr(10)))
+"""
+
+
+def test_a_disk_that_is_really_full_is_one_clear_error(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "state")], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["OutputError", "0"], done.stdout + done.stderr
+    assert torch.load(tmp_path / "state", weights_only=True)["state"]["step"] == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["state"]
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
@@ -420,6 +560,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch):
         (torch.zeros(0, D), {}, ShapeError, "n >= 1"),
         (data(), {"targets": data(), "steps": 1}, ShapeError, "only a transcoder"),
         ([1, 2], {}, ShapeError, "open_activations"),
+        (data(), {"learning_rate": -1.0}, ShapeError, "learning_rate is -1.0"),
+        (data(), {"decay": -1.0}, ShapeError, "decay is -1.0"),
         (data(), {"checkpoint": "/nowhere/state"}, OutputError, "does not exist"),
     ],
 )
