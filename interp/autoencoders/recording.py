@@ -18,7 +18,7 @@ from weightspace.result import make_folder
 
 
 def activations(
-    module: nn.Module,
+    module: nn.Module | Mapping[str, nn.Module],
     names: str | Sequence[str],
     loader: Iterable[Any],
     *,
@@ -34,7 +34,8 @@ def activations(
     (`write_activations` does that); what is shuffled together is `batches_per_piece` batches of the loader.
 
     Args:
-        module: any network.
+        module: any network; or several by name, all run on each batch, whose submodules are then "name.blocks.3.mlp":
+            for crosscoders of models.
         names: of a submodule, as `named_modules` spells it, "blocks.3.mlp": its output; "blocks.3.mlp:input": its first
             input. Several: side by side, for crosscoders. "" is the network itself.
         loader: batches, iterable as often as one likes and in the same order each time (a list, a `DataLoader` without
@@ -50,6 +51,8 @@ def activations(
         ShapeError: the loader can be read once only, or is empty; activations at several places do not fit.
         NonFiniteError: an activation is NaN or infinite.
     """
+    if not isinstance(module, nn.Module):
+        module = _SideBySide(module)
     return RecordedSource(
         module, (names,) if isinstance(names, str) else tuple(names), loader, target, axis, flatten, mask,
         batches_per_piece,
@@ -238,6 +241,18 @@ def _copied(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in batch.items()}
     return (_copied(batch[0]), *batch[1:]) if isinstance(batch, tuple | list) and batch else batch
+
+
+class _SideBySide(nn.Module):
+    """Several networks, run one after the other on the same inputs."""
+
+    def __init__(self, networks: Mapping[str, nn.Module]):
+        super().__init__()
+        for name, network in networks.items():
+            self.add_module(name, network)
+
+    def forward(self, *inputs: Any, **keywords: Any) -> list[Any]:
+        return [network(*inputs, **keywords) for network in self.children()]
 
 
 class _Known(BaseException):

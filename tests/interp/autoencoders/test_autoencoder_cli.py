@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import interp
 from interp.autoencoders import training
 from interp.autoencoders.cli import Kind, app
+from weightspace.errors import WeightspaceError
 
 runner = CliRunner()
 ROOT = Path(__file__).parents[3]
@@ -121,23 +122,20 @@ def test_an_interrupted_run_goes_on(files, tmp_path, monkeypatch):
         (["--learning-rate", "-1"], "learning_rate is -1"),
     ],
 )
-def test_errors_are_one_line(files, tmp_path, options, text):
-    command = [
-        sys.executable,
-        "-m",
-        "weightspace.cli",
-        "train-autoencoder",
-        files,
-        "-o",
-        tmp_path / "out",
-        *SMALL,
-    ]
+def test_errors_come_before_any_work(files, tmp_path, options, text):
+    result = runner.invoke(app, [str(files), "-o", str(tmp_path / "out"), *SMALL, *options])
+    assert isinstance(result.exception, WeightspaceError)
+    assert text in str(result.exception)
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+def test_an_error_is_one_line(tmp_path):
+    command = [sys.executable, "-m", "weightspace.cli", "train-autoencoder", tmp_path, "-o", tmp_path / "out"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *options], capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 2
-    assert text in done.stderr
+    assert "holds no .npy" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert not list((tmp_path / "out").glob("*")) if (tmp_path / "out").exists() else True
 
 
 def test_processes_of_torchrun_share_the_work(files, tmp_path):

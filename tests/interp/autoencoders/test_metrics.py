@@ -377,6 +377,22 @@ def test_a_transcoder_reads_the_input_of_the_module() -> None:
     found = measure_loss_recovered(transcoder, model, data, hook="0", transcodes=True)
     assert found.ce_loss_score == pytest.approx(1)
 
+    class ByKeyword(nn.Module):
+        """The same network, its first module called by keyword."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.rest = model[0], model[1:]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest(self.inner(input=x))
+
+    again = measure_loss_recovered(transcoder, ByKeyword(), data, hook="inner", transcodes=True)
+    assert again == found
+    eye_only = Threshold(torch.cat([eye, -eye], 1), torch.cat([eye, -eye]), threshold=0.0)
+    inputs = measure_loss_recovered(eye_only, ByKeyword(), data, hook="inner:input")
+    assert inputs.ce_loss_score == pytest.approx(1)
+
 
 def test_places_are_those_that_activations_records() -> None:
     """Of a convolution, by its axis of features, and of the input of a module."""

@@ -139,6 +139,15 @@ def test_hooks_join_sites_masks_and_functions():
     assert interp.activations(network, "blocks.0", loader, flatten=False).sample_shape == (4, D)
 
 
+def test_several_networks_stand_side_by_side():
+    networks, batch = {"a": Network(), "b": Network()}, torch.randn(30, 5)
+    source = interp.activations(networks, ["a.blocks.1", "b.blocks.1"], [batch])
+    apart = [next(interp.activations(n, "blocks.1", [batch]).in_order(99))[0] for n in networks.values()]
+    assert torch.equal(next(source.in_order(99))[0], torch.cat(apart, 1))
+    crosscoder = SparseAutoencoder(2 * D, M, interp.ReLU(0.1), sites=(D, D), normalize_decoder=False)
+    assert train(crosscoder, source, batch_size=30).autoencoder.site_norms().shape == (M, 2)
+
+
 def test_networks_that_write_into_their_activations_are_recorded_as_they_were():
     network = nn.Sequential(nn.Linear(5, D), nn.ReLU(inplace=True), nn.Linear(D, D))
     batch = torch.randn(20, 5)
@@ -342,9 +351,9 @@ a = interp.SparseAutoencoder(8, 24, interp.TopK(3), scaling="standard")
 plain = type(a).after_step
 def slow(self, optimizer):
     plain(self, optimizer)
-    time.sleep(0.005)
+    time.sleep(0.01)
 type(a).after_step = slow
-interp.train(a, x, steps=300, batch_size=64, progress=False, checkpoint=sys.argv[1], seconds_between_checkpoints=0)
+interp.train(a, x, steps=100, batch_size=64, progress=False, checkpoint=sys.argv[1], seconds_between_checkpoints=0)
 torch.save(a.state_dict(), sys.argv[2])
 """
 
@@ -367,7 +376,7 @@ def test_kill_nine_loses_nothing(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train(expected, data(), steps=300)
+        train(expected, data(), steps=100)
     finally:
         torch.set_num_threads(threads)
     for name, value in torch.load(result, weights_only=True).items():
