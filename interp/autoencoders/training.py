@@ -145,10 +145,7 @@ def train(
         for model in models:
             for tensor in model.state_dict().values():
                 copy_from_first(tensor)
-    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    if state.step:  # a restored optimizer has the rate of the step it was saved at
-        rates = state.rates
-    state.rates = rates
+        state.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     sums = [_Sums(state.sums[i] if state.sums else None) for i in range(len(models))]
     rank, processes = own_rank(), count_processes()
     every = -(-steps // max(entries, 1))
@@ -163,7 +160,7 @@ def train(
             rows, position = next(batches)
             rows = tuple(x[rank::processes] for x in rows)
             factor = _schedule(state.step, steps, warmup, decay)
-            for model, optimizer, rate, total in zip(models, optimizers, rates, sums, strict=True):
+            for model, optimizer, rate, total in zip(models, optimizers, state.rates, sums, strict=True):
                 for group, base in zip(optimizer.param_groups, rate, strict=True):
                     group["lr"] = base * factor
                 total.add(_step(model, optimizer, rows, state.step, steps, clip))
@@ -173,11 +170,7 @@ def train(
             state.seconds = time.perf_counter() - started
             bar.update()
             if state.step % every == 0 or state.step == steps:
-                samples = batch_size * (state.step - state.entered)
-                for model, total, listed in zip(models, sums, state.history, strict=True):
-                    listed.append({"step": state.step, **total.entry(), **_dead(model, samples)})
-                    total.clear()
-                state.entered = state.step
+                state.enter(models, sums, batch_size)
                 bar.set_postfix_str(_listed(state.history[0][-1]))
             due = time.perf_counter() - saved >= seconds_between_checkpoints or interruption.asked
             if path is not None and rank == 0 and (due or (keep_checkpoint and state.step == steps)):
@@ -355,8 +348,16 @@ class _State:
     entered: int = 0  # the step of the last entry
     position: tuple[int, ...] = (0, 0, 0)
     seconds: float = 0.0
-    rates: list[list[float]] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)  # before the schedule
     sums: list[dict[str, float]] = field(default_factory=list)
+
+    def enter(self, models: Sequence[Autoencoder], sums: Sequence[_Sums], batch_size: int) -> None:
+        """Add an entry for every autoencoder, of the steps since the last."""
+        samples = batch_size * (self.step - self.entered)
+        for model, total, entries in zip(models, sums, self.history, strict=True):
+            entries.append({"step": self.step, **total.entry(), **_dead(model, samples)})
+            total.clear()
+        self.entered = self.step
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,14 @@ def scrambled(autoencoder, seed=0):
     return autoencoder
 
 
+def take_step(a, optimizer, x):
+    optimizer.zero_grad()
+    a.loss(x).total.backward()
+    a.after_backward()
+    optimizer.step()
+    a.after_step(optimizer)
+
+
 def codes_of(a, h, rule):
     if isinstance(rule, TopK | BatchTopK):
         h = h.relu()
@@ -265,11 +273,7 @@ def test_resampling_points_dead_latents_at_samples(tied):
     with torch.no_grad():
         a.encoder_bias[:4] = -1e6
     for _ in range(2):
-        optimizer.zero_grad()
-        a.loss(x).total.backward()
-        a.after_backward()
-        optimizer.step()
-        a.after_step(optimizer)
+        take_step(a, optimizer, x)
     rows = nn.functional.normalize(x - a.decoder_bias.detach())
     assert (a.encoder_bias[:4] == 0).all()
     for feature in a.decoder_weight[:4]:  # directions of samples (up to the last step of the bias)
@@ -289,11 +293,7 @@ def test_resampling_revives_latents_of_every_rule(rule):
         a.get_parameter(name)[:4] = 100.0 if isinstance(rule, JumpReLU) else -1e6
     assert not a.encode(x)[:, :4].any()
     for _ in range(2):
-        optimizer.zero_grad()
-        a.loss(x).total.backward()
-        a.after_backward()
-        optimizer.step()
-        a.after_step(optimizer)
+        take_step(a, optimizer, x)
     assert a.encode(x)[:, :4].any(0).all()
 
 
