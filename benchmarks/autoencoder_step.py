@@ -19,6 +19,7 @@ import torch
 from measure import interleaved, write
 from torch import Tensor, nn
 
+import kernels
 from interp import SparseAutoencoder, TopK
 
 RATE = 4e-4
@@ -181,6 +182,16 @@ def main() -> None:
                 "fvu": errors[name], "samples": steps * batch,
             }
         )  # fmt: skip
+    h = torch.randn(batch, latents, device=device)
+    choices = {
+        "select_largest": lambda: kernels.select_largest(h, k),
+        "torch.topk": lambda: h.topk(k, sorted=False),
+    }
+    times = interleaved({name: lambda run=run: (run(), wait()) for name, run in choices.items()}, repeats=25)
+    for name in choices:
+        row = {"device": device, "latents": latents, "k": k, "batch": batch, "method": name}
+        ratio = times[name] / times["select_largest"]
+        rows.append({**row, "milliseconds": 1e3 * times[name], "over ours": ratio})
     if not gpu:
         unmeasured = {"device": "cuda", "d": 2304, "latents": 65536, "k": 64, "method": "sparsify"}
         rows.append({**unmeasured, "over ours": "unmeasured"})

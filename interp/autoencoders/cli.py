@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -213,8 +214,10 @@ def _processes() -> Iterator[None]:
         return
     import torch.distributed
 
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(days=1))
     try:
         yield
+        torch.distributed.barrier()  # the others wait while the first measures and draws
     finally:
         torch.distributed.destroy_process_group()
