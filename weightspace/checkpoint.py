@@ -435,6 +435,9 @@ def _map_npy(path: Path) -> Tensor:
     """The array of a `.npy` file, mapped privately: pages are read when touched."""
     import numpy as np
 
+    with open(path, "rb") as file:
+        if file.read(6) != b"\x93NUMPY":  # numpy would take it for a pickle, and advise to load it unsafely
+            raise CheckpointError(f"{path}: this is no .npy file; write it again with numpy.save")
     try:
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))

@@ -90,7 +90,9 @@ def test_the_loss_is_its_formula(dtype, rule, prefixes, scaling, tied):
     if not isinstance(rule, BatchTopK):
         assert torch.allclose(a.encode(x), f, atol=TOLERANCE[dtype])
         assert torch.allclose(
-            a(x), a.scaling.invert(f @ a.decoder_weight + a.decoder_bias, a.scaling.apply(x)[1]), atol=1e-4
+            a(x),
+            a.scaling.invert(f @ a.decoder_weight + a.decoder_bias, a.scaling.apply(x)[1]),
+            atol=5 * TOLERANCE[dtype],
         )
 
 
@@ -137,7 +139,7 @@ def test_codes_are_differentiable(dtype, rule):
     ours = torch.autograd.grad((a(x) * cotangent).sum(), x)[0]
     h = (x - a.decoder_bias) @ a.encoder_weight.mT + a.encoder_bias
     wanted = torch.autograd.grad((codes_of(a, h, rule) @ a.decoder_weight * cotangent).sum(), x)[0]
-    assert torch.allclose(ours, wanted, atol=1e-4 if dtype == torch.float32 else 1e-11)
+    assert torch.allclose(ours, wanted, atol=5 * TOLERANCE[dtype])
 
 
 @dtypes
@@ -155,9 +157,13 @@ def test_pseudo_gradients_of_the_jump(dtype):
     wanted = -(theta / 0.5) * (for_codes * near).sum(0) - 0.2 * near.sum(0) / 0.5 / N
     a.loss(x).total.backward()
     assert near.any()
-    assert torch.allclose(a.log_threshold.grad, (wanted * theta).detach(), rtol=1e-4, atol=TOLERANCE[dtype])
+    assert torch.allclose(
+        a.log_threshold.grad, (wanted * theta).detach(), rtol=10 * TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
     through = (for_codes * (f > 0)).detach()
-    assert torch.allclose(a.encoder_bias.grad, through.sum(0), rtol=1e-4, atol=TOLERANCE[dtype])
+    assert torch.allclose(
+        a.encoder_bias.grad, through.sum(0), rtol=10 * TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
 
 
 @dtypes
@@ -172,12 +178,16 @@ def test_transcoders_predict_targets(dtype, rule):
     made = codes_of(a, h, rule) @ a.decoder_weight + a.decoder_bias + s @ a.skip_weight.mT
     loss = a.loss(x, y)
     assert math.isclose(
-        loss.parts["reconstruction"].item(), (t - made).square().sum(1).mean().item(), rel_tol=1e-4
+        loss.parts["reconstruction"].item(),
+        (t - made).square().sum(1).mean().item(),
+        rel_tol=TOLERANCE[dtype],
     )
     assert loss.total.item() >= loss.parts["reconstruction"].item()
     if not isinstance(rule, BatchTopK):
-        assert torch.allclose(a(x), a.output_scaling.invert(made), atol=1e-4)
-        assert torch.allclose(a.compare(x, y).error, (y - a(x)).square().sum(1).double(), rtol=1e-3)
+        assert torch.allclose(a(x), a.output_scaling.invert(made), atol=5 * TOLERANCE[dtype])
+        assert torch.allclose(
+            a.compare(x, y).error, (y - a(x)).square().sum(1).double(), rtol=10 * TOLERANCE[dtype]
+        )
     with pytest.raises(ShapeError, match="no targets"):
         a.loss(x)
 
@@ -244,7 +254,7 @@ def test_dead_latents_explain_what_is_left(dtype):
     g = torch.where(torch.zeros_like(g, dtype=torch.bool).scatter_(1, g.topk(3).indices, True), g, 0.0)
     wanted = 0.5 * (e - g @ a.decoder_weight[:5]).square().sum() / (e - e.mean(0)).square().sum()
     loss = a.loss(x)
-    assert math.isclose(loss.parts["auxiliary"].item(), wanted.item(), rel_tol=1e-4)
+    assert math.isclose(loss.parts["auxiliary"].item(), wanted.item(), rel_tol=TOLERANCE[dtype])
     loss.total.backward()
     assert a.encoder_weight.grad[:5].abs().sum() > 0
     a.silent_for.zero_()

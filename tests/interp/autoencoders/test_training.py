@@ -452,6 +452,9 @@ def test_broken_files_are_named(tmp_path):
     np.save(tmp_path / "b.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(CheckpointError, match=r"b\.npy: cannot be read as plain numbers"):
         interp.open_activations(tmp_path)
+    (tmp_path / "b.npy").write_bytes(b"hello")
+    with pytest.raises(CheckpointError, match=r"b\.npy: this is no \.npy file"):
+        interp.open_activations(tmp_path)
     np.save(tmp_path / "b.npy", np.zeros((0, D), np.float32))
     with pytest.raises(CheckpointError, match=r"b\.npy"):
         interp.open_activations(tmp_path)
