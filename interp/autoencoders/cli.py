@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from interp.autoencoders.autoencoder import Autoencoder
     from interp.autoencoders.latent_activation import LatentActivation
+    from interp.autoencoders.metrics import Metrics
+    from interp.autoencoders.training import TrainingRun
 
 app = typer.Typer(add_completion=False)
 
@@ -148,23 +150,22 @@ def train_autoencoder(
         write_text(out / "metrics.json", metrics.to_json() + "\n")
         written = [name, "history.json", "metrics.json"]
         if cards:
-            interp.write_feature_cards(
-                autoencoder, source, out / "features.html", title=f"Features of {activations.name}"
-            )
+            title = f"Features of {activations.name}"
+            interp.write_feature_cards(autoencoder, source, out / "features.html", title=title)
             written.append("features.html")
     (out / "training.ckpt").unlink(missing_ok=True)
+    _print(run, metrics, [str(out / one) for one in written], as_json)
+
+
+def _print(run: "TrainingRun", metrics: "Metrics", written: list[str], as_json: bool) -> None:
     if as_json:
-        summary = {
-            "written": [str(out / one) for one in written],
-            "seconds": run.seconds,
-            "samples": run.samples,
-        }
+        summary = {"written": written, "seconds": run.seconds, "samples": run.samples}
         typer.echo(json.dumps({**summary, "metrics": json.loads(metrics.to_json())}))
         return
     typer.echo(f"{run.samples:,} samples in {run.seconds:.1f} s")
     typer.echo(repr(metrics))
-    for one in written:
-        typer.echo(f"wrote {out / one}")
+    for path in written:
+        typer.echo(f"wrote {path}")
 
 
 def _activation(kind: Kind, k: int, penalty: float) -> "LatentActivation":
