@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from certify import checker
-from certify.regions import Box
+from certify.regions import Ball, Box, Region
 from weightspace.errors import CheckpointError
 
 
@@ -41,6 +41,17 @@ class Proof:
 
 
 @dataclass(frozen=True)
+class Relaxation:
+    """Slopes of the lines between which an activation lies over the region, one per neuron.
+
+    Lines of any slope give sound bounds; the check finds their offsets, and from them the slopes that activations take.
+    """
+
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Certificate:
     r"""A bound L with $\|f(x) - f(y)\| \le L \|x - y\|$ and its proof.
 
@@ -60,7 +71,8 @@ class Certificate:
         activations: the nonlinearities that the output depends on, in the network's order.
         arithmetic: "real", or "float32" for inference: |f32(x) - f32(y)| <= L |x - y| + 2 delta.
         delta: a bound of |f32(x) - f(x)| over the region, float32 only.
-        region: None, the whole space, or a box.
+        region: None, the whole space, or a box or a ball to which x and y belong.
+        relaxations: one per scalar activation, of a bound that uses the slopes that occur over the region.
         seconds: wall time of the search.
         versions: of the libraries used.
     """
@@ -80,7 +92,8 @@ class Certificate:
     activations: tuple[str, ...]
     arithmetic: str = "real"
     delta: float | None = None
-    region: Box | None = None
+    region: Region | None = None
+    relaxations: tuple[Relaxation, ...] | None = None
     seconds: float = 0.0
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -97,14 +110,14 @@ class Certificate:
     @property
     def claim(self) -> str:
         """The sentence that is certified; L is `upper_bound`."""
-        return checker.claim(self.norm, self.output, self.region, self.arithmetic)
+        return checker.claim(self.norm, self.output, _region_fields(self.region), self.arithmetic)
 
     def to_json(self) -> str:
         """Return the certificate as JSON, numbers in float.hex() form, with a digest (SHA-256) of all else.
 
         The digest detects edits; soundness never rests on it.
         """
-        region = self.region
+        relaxations = self.relaxations
         data = {
             "format": checker.FORMAT,
             "version": checker.VERSION,
@@ -112,7 +125,9 @@ class Certificate:
             "claim": self.claim,
             "kind": self.kind,
             "norm": self.norm,
-            "region": region and {"lower": _hexes(region.lower), "upper": _hexes(region.upper)},
+            "region": _region_fields(self.region),
+            "relaxations": relaxations
+            and [{"lower": _hexes(one.lower), "upper": _hexes(one.upper)} for one in relaxations],
             "output": self.output,
             "activations": list(self.activations),
             "arithmetic": self.arithmetic,
@@ -170,7 +185,7 @@ class Certificate:
             ("sampled lower bound", _shown(self.sampled_lower_bound)),
             ("norm", self.norm),
             ("output", "all" if self.output is None else str(self.output)),
-            ("region", "all inputs" if self.region is None else f"a box of {len(self.region.lower)} entries"),
+            ("region", "all inputs" if self.region is None else repr(self.region)),
             ("arithmetic", self.arithmetic),
             ("activations", ", ".join(dict.fromkeys(self.activations)) or "none"),
             ("method", self.method),
@@ -185,7 +200,7 @@ def certificate_of(fields: Mapping) -> Certificate:
     """Build the certificate from the fields that `checker.parse_certificate` returns.
 
     Raises:
-        ValueError: the region is no box.
+        ValueError: the region is neither a box nor a ball.
     """
     proofs = (
         Proof(
@@ -196,7 +211,7 @@ def certificate_of(fields: Mapping) -> Certificate:
         )
         for proof in fields["proofs"]
     )
-    region = fields["region"]
+    relaxations = fields["relaxations"]
     return Certificate(
         upper_bound=fields["upper_bound"],
         optimum_lower_bound=fields["optimum_lower_bound"],
@@ -213,10 +228,27 @@ def certificate_of(fields: Mapping) -> Certificate:
         activations=tuple(fields["activations"]),
         arithmetic=fields["arithmetic"],
         delta=fields["delta"],
-        region=None if region is None else Box(region["lower"], region["upper"]),
+        region=_region_of(fields["region"]),
+        relaxations=None
+        if relaxations is None
+        else tuple(Relaxation(tuple(one["lower"]), tuple(one["upper"])) for one in relaxations),
         seconds=fields["seconds"],
         versions=fields["versions"],
     )
+
+
+def _region_fields(region: Region | None) -> dict | None:
+    if isinstance(region, Ball):
+        return {"center": _hexes(region.center), "radius": _hex(region.radius)}
+    return region and {"lower": _hexes(region.lower), "upper": _hexes(region.upper)}
+
+
+def _region_of(fields: Mapping | None) -> Region | None:
+    if fields is None:
+        return None
+    if "radius" in fields:
+        return Ball(fields["center"], fields["radius"])
+    return Box(fields["lower"], fields["upper"])
 
 
 def _tuple(values: Sequence[float] | None) -> tuple[float, ...] | None:

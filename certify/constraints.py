@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse
 from torch import Tensor
 
+from certify.convolution import Matrix, dense
 from weightspace.errors import UnsupportedOperationError
 from weightspace.operations import (
     ELU,
@@ -49,7 +51,7 @@ class SlopeRestricted:
     @property
     def lipschitz(self) -> float:
         """The largest |slope| over all neurons."""
-        return float(max(np.abs(self.alpha).max(), np.abs(self.beta).max()))
+        return float(max(np.abs(self.alpha).max(initial=0.0), np.abs(self.beta).max(initial=0.0)))
 
 
 class GroupRestricted(ABC):
@@ -68,6 +70,12 @@ class GroupRestricted(ABC):
     linf: float | None
 
     @property
+    def counts(self) -> tuple[int, int]:
+        """Number of groups, and of coordinates v of each."""
+        groups, r, _ = self.complement.shape
+        return groups, r
+
+    @property
     @abstractmethod
     def complement(self) -> np.ndarray:
         """R_c, orthonormal rows, shape (groups, r, n)."""
@@ -77,21 +85,28 @@ class GroupRestricted(ABC):
     def preserved(self) -> np.ndarray:
         r"""J with $J \Delta\phi = J \Delta x$ of the published form, shape (groups, n, n)."""
 
-    def through(self, rows: np.ndarray) -> np.ndarray:
+    def through(self, rows: Matrix) -> Matrix:
         r"""Return $\Pi Y = Y - R_c' R_c Y$ group by group; `rows` is (groups n, N)."""
+        rows = dense(rows)
         return rows - self.lift(self.reduce(rows))
 
-    def reduce(self, rows: np.ndarray) -> np.ndarray:
+    def reduce(self, rows: Matrix) -> np.ndarray:
         """Return $R_c Y$, (groups r, N)."""
         basis = self.complement
         groups, r, n = basis.shape
-        return (basis @ rows.reshape(groups, n, -1)).reshape(groups * r, -1)
+        return (basis @ dense(rows).reshape(groups, n, -1)).reshape(groups * r, -1)
 
     def lift(self, rows: np.ndarray) -> np.ndarray:
         """Return $R_c' v$, (groups n, N)."""
         basis = self.complement
         groups, r, n = basis.shape
         return (basis.swapaxes(1, 2) @ rows.reshape(groups, r, -1)).reshape(groups * n, -1)
+
+
+def _helmert(n: int) -> np.ndarray:
+    """Return orthonormal rows of sum 0: row j has 1/sqrt(j (j + 1)) in its first j places and -j times that after."""
+    rows = np.tril(np.ones((n - 1, n))) - np.diag(np.arange(1.0, n), 1)[: n - 1]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @dataclass(frozen=True)
@@ -104,11 +119,8 @@ class GroupSortConstraint(GroupRestricted):
 
     @property
     def complement(self) -> np.ndarray:
-        # Helmert: row j has 1/sqrt(j (j + 1)) in its first j places and -j times that after them
         n = self.group_size
-        rows = np.tril(np.ones((n - 1, n))) - np.diag(np.arange(1.0, n), 1)[: n - 1]
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-        return np.broadcast_to(rows, (self.groups, n - 1, n))
+        return np.broadcast_to(_helmert(n), (self.groups, n - 1, n))
 
     @property
     def preserved(self) -> np.ndarray:
@@ -133,7 +145,63 @@ class HouseholderConstraint(GroupRestricted):
         return np.eye(w.shape[2]) - w.swapaxes(1, 2) @ w
 
 
-Constraint = SlopeRestricted | GroupRestricted
+@dataclass(frozen=True, eq=False)
+class WindowMaximum:
+    r"""Maxima of windows of entries, which may overlap.
+
+    An increment of a maximum is a convex combination $p' \Delta x$ of those in its window, of n entries; as
+    $|p - 1/n|^2 \le 1 - 1/n$, it is their mean and a remainder v with $|v| \le \sqrt{1 - 1/n} |c \Delta x|$,
+    $c = I - 11'/n$. To have one coordinate per row, v gets n - 2 companions that nothing depends on.
+
+    Attributes:
+        windows: (maxima, n), positions of entries; -1 is none.
+        width: number of entries.
+    """
+
+    windows: np.ndarray
+    width: int
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Number of maxima, and of coordinates of each."""
+        return len(self.windows), max(self.windows.shape[1] - 1, 1)
+
+    @property
+    def lipschitz(self) -> float:
+        """The l2 constant: the root of the number of windows that an entry belongs to."""
+        return float(np.sqrt(np.bincount(self.windows[self.windows >= 0]).max()))
+
+    def through(self, rows: Matrix) -> Matrix:
+        """Return the mean of every window, (maxima, N)."""
+        inside = self.windows >= 0
+        places = np.broadcast_to(np.arange(len(inside))[:, None], inside.shape)[inside]
+        each = 1 / inside.sum(axis=1)
+        means = scipy.sparse.coo_array(
+            (each[places], (places, self.windows[inside])), (len(inside), self.width)
+        )
+        return scipy.sparse.csr_array(means) @ rows
+
+    def reduce(self, rows: Matrix) -> np.ndarray:
+        r"""Return $\sqrt{1 - 1/n} R_c Y$ of every window, R_c orthonormal rows of the range of c."""
+        maxima, r = self.counts
+        sizes = (self.windows >= 0).sum(axis=1)
+        order = np.argsort(self.windows < 0, axis=1, kind="stable")
+        entries = np.take_along_axis(self.windows, order, axis=1)  # those that count first
+        basis = np.zeros((maxima, r, entries.shape[1]))
+        for size in np.unique(sizes[sizes > 1]):
+            basis[sizes == size, : size - 1, :size] = np.sqrt(1 - 1 / size) * _helmert(int(size))
+        places = np.broadcast_to(np.arange(maxima * r).reshape(maxima, r, 1), basis.shape)
+        taken = np.broadcast_to(entries[:, None, :], basis.shape)
+        used = basis != 0
+        matrix = scipy.sparse.coo_array((basis[used], (places[used], taken[used])), (maxima * r, self.width))
+        return dense(scipy.sparse.csr_array(matrix) @ rows)
+
+    def lift(self, rows: Matrix) -> Matrix:
+        """Return v itself of every maximum, the first of its coordinates."""
+        return rows[:: self.counts[1]]
+
+
+Constraint = SlopeRestricted | GroupRestricted | WindowMaximum
 
 _FIXED: dict[type[Operation], tuple[float, float]] = {
     ReLU: (0.0, 1.0),
@@ -153,6 +221,10 @@ _POINTWISE = {
     "mish": (-0.11253, 1.0885),
     "sin": (-1.0, 1.0),
     "cos": (-1.0, 1.0),
+    # over a region only: `refuse_unbounded_slopes`
+    "square": (-np.inf, np.inf),
+    "exp": (0.0, np.inf),
+    "expm1": (0.0, np.inf),
 }
 _GELU = {"none": (-0.12891, 1.12891), "tanh": (-0.129, 1.129)}
 
@@ -162,7 +234,7 @@ def constraint_of(operation: Operation, weights: Mapping[str, Tensor], width: in
 
     Args:
         weights: role -> tensor of the operation's parameters.
-        width: number of neurons it acts on (last axis).
+        width: number of neurons it acts on.
         place: node name, for the message.
     Raises:
         UnsupportedOperationError: the operation has no global Lipschitz constant, or none the library knows.

@@ -19,14 +19,17 @@ def check_exactly(fields: Mapping[str, Any], graph: Mapping[str, Any], parameter
     """Decide the inequalities of a certificate (those of its bound, its rho and its multipliers) exactly.
 
     Cubic in the number of neurons with growing fractions: seconds for 20, minutes for 50. The rounding errors of
-    float32 inference are left to `checker.float32_delta`.
+    float32 inference are left to `checker.float32_delta`, the slopes over a region to `checker.localize`.
     Raises:
         checker.Refused: an inequality is false, the bound is below what they give, or BatchNorm is involved, whose
             square roots are irrational.
     """
     model = checker.rebuild(graph, parameters)
+    if fields["relaxations"] is not None:
+        relaxations = checker.relaxations_of(model, fields["relaxations"])
+        model = checker.localize(model, checker.region_of(model, fields["region"]), relaxations)
     for step in model.steps:
-        if step.relative:
+        if step.relative and step.rule != "average":
             raise checker.Refused(
                 f"{step.kind} at node {step.name!r} divides by a square root, which is not rational; check it with "
                 "exact=False"
@@ -89,8 +92,9 @@ def inequality(
             signals.append(_linear(step, given))
             continue
         values = [Fraction(v) for v in next(lists)] if step.label else []
-        if step.rule == "groups":
-            rows, size = _group_terms(step, mask, values, given[0], size, terms)
+        if step.rule in ("groups", "maxima"):
+            add = _group_terms if step.rule == "groups" else _maximum_terms
+            rows, size = add(step, mask, values, given[0], size, terms)
             signals.append(rows)
             continue
         fresh: list[Row] = []
@@ -106,6 +110,14 @@ def inequality(
                     terms.append((-mu, {0: Fraction(1)}, {0: Fraction(1)}))
             continue
         before = given[0]
+        if step.rule == "shifted":
+            for i in np.flatnonzero(mask):
+                terms.append(
+                    (2 * values[i], fresh[i], _sum((Fraction(1), fresh[i]), (Fraction(-1), before[i])))
+                )
+            sides = zip(step.low.tolist(), before, step.matrix.tolist(), fresh, strict=True)
+            signals[-1] = [_sum((Fraction(a), y), (Fraction(r), v)) for a, y, r, v in sides]
+            continue
         if step.rule == "implicit":
             outside, inside = _product(step.basis, before), _product(step.matrix, fresh)
             before = [_sum((Fraction(1), a), (Fraction(1), b)) for a, b in zip(outside, inside, strict=True)]
@@ -158,10 +170,45 @@ def _group_terms(
     return rows, size
 
 
+def _maximum_terms(
+    step: checker.Step,
+    mask: np.ndarray,
+    values: list[Fraction],
+    before: list[Row],
+    size: int,
+    terms: list[tuple[Fraction, Row, Row]],
+) -> tuple[list[Row], int]:
+    """Add lambda (v^2 - (1 - 1/n) |c Y|^2) of every window; return the means plus v, and the number of coordinates."""
+    rows: list[Row] = []
+    for g, kept in enumerate(mask):
+        y = [before[i] for i in step.matrix[g] if i >= 0]
+        mean = _sum(*((Fraction(1, len(y)), row) for row in y))
+        rows.append(mean)
+        if kept:
+            own = {size: Fraction(1)}
+            size += 1
+            rows[-1] = _sum((Fraction(1), mean), (Fraction(1), own))
+            terms.append((values[g], own, own))
+            centered = (_sum((Fraction(1), row), (Fraction(-1), mean)) for row in y)
+            share = 1 - Fraction(1, len(y))
+            terms += [(-values[g] * share, row, row) for row in centered]
+    return rows, size
+
+
+def _means(step: checker.Step, rows: list[Row]) -> list[Row]:
+    """Apply S to every channel; its entries, the inverses of whole numbers, are made exact again."""
+    positions = step.matrix.shape[1]
+    matrix = np.array([[Fraction(w).limit_denominator(10**6) for w in line] for line in step.matrix.tolist()])
+    channels = (rows[k : k + positions] for k in range(0, len(rows), positions))
+    return [row for channel in channels for row in _product(matrix, channel)]
+
+
 def _linear(step: checker.Step, given: list[list[Row]]) -> list[Row]:
     first = given[0]
     if step.rule == "linear":
         return _product(step.matrix, first)
+    if step.rule == "average":
+        return _means(step, first)
     if step.rule == "scale":
         return [_sum((Fraction(d), row)) for d, row in zip(step.matrix.tolist(), first, strict=True)]
     if step.rule == "sum":
@@ -234,7 +281,12 @@ def _norm_product(
                 value,
             )
             constants.append(value * given[0])
-        elif step.rule in ("slopes", "scale"):
+        elif step.rule == "maxima" and norm == "l2":
+            windows = int(np.bincount(step.matrix[step.matrix >= 0]).max())
+            constants.append(Fraction(math.isqrt(windows * 4**200) + (windows > 1), 2**200) * given[0])
+        elif step.rule == "average" and norm == "l2":  # the checker's bound, which is proven for every size
+            constants.append(Fraction(math.sqrt(step.sums[0] * step.sums[1]) * (1 + 2.0**-50)) * given[0])
+        elif step.rule in ("slopes", "shifted", "scale"):
             sides = [step.matrix] if step.rule == "scale" else [step.low, step.high]
             constants.append(Fraction(float(np.abs(np.concatenate(sides)).max(initial=0.0))) * given[0])
         elif step.rule == "sum":

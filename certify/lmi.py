@@ -16,7 +16,8 @@ import numpy as np
 import scipy.sparse
 
 from certify.constraints import Constraint, SlopeRestricted
-from certify.signals import Signal, System, seen
+from certify.convolution import dense
+from certify.signals import Signal, System, require_unrolled, seen
 from weightspace.errors import UnsupportedOperationError
 
 
@@ -115,6 +116,7 @@ def inequality_of(system: System, norm: str = "l2", multipliers: str = "neuron")
     Source: Fazlyab et al., LipSDP (2019), theorem 2; Pauli et al. (2024), section 3; Wang, Prakriya, Bequette,
     et al., A quantitative geometric approach to neural-network smoothness (2022), for l-infinity.
     """
+    require_unrolled(system)
     layers = [(layer.constraint, layer.signal) for layer in system.layers]
     return _assemble(system.widths, layers, system.output, norm == "linf", multipliers == "layer")
 
@@ -132,7 +134,7 @@ def _assemble(
     def spread(signal: Signal) -> np.ndarray:
         rows = np.zeros((next(iter(signal.values())).shape[0], size))
         for k, matrix in signal.items():
-            rows[:, offsets[k + shift] : offsets[k + shift + 1]] = matrix
+            rows[:, offsets[k + shift] : offsets[k + shift + 1]] = dense(matrix)
         return rows
 
     output = spread(selected)
@@ -156,7 +158,7 @@ def _assemble(
         else:
             rows = constraint.reduce(rows)
             ones, half = np.ones(len(rows)), np.full(len(rows), np.sqrt(0.5))
-            parts.append((rows, -ones, ones, half, np.arange(len(rows)) // constraint.complement.shape[1]))
+            parts.append((rows, -ones, ones, half, np.arange(len(rows)) // constraint.counts[1]))
     owners = []
     for *_, own in parts:
         own = np.zeros_like(own, int) if shared else own.astype(int)
@@ -223,9 +225,11 @@ def chain_of(system: System) -> SlopeChain:
             "the output is not a linear map of the last layer alone, which this method needs; use bounder=LipSDP()"
         )
     widths = system.widths
+    require_unrolled(system)
     missing = np.zeros((system.outputs, widths[-1]))
     weights = [
-        layer.signal.get(k, np.zeros((widths[k + 1], widths[k]))) for k, layer in enumerate(system.layers)
+        dense(layer.signal.get(k, np.zeros((widths[k + 1], widths[k]))))
+        for k, layer in enumerate(system.layers)
     ]
-    weights.append(system.output.get(len(slopes), missing))
+    weights.append(dense(system.output.get(len(slopes), missing)))
     return SlopeChain(tuple(weights), tuple(s.alpha for s in slopes), tuple(s.beta for s in slopes))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from certify.lmi import SlopeChain
-from certify.recursion import closed_forms
+from certify.recursion import closed_forms, spectral_norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ def normalize(chain: SlopeChain) -> tuple[SlopeChain, list[int]]:
         largest = np.abs(weight).max(initial=0.0)
         exponent = int(np.frexp(largest)[1]) if largest > 0 else 0
         scaled = np.ldexp(weight, -exponent)
-        extra = int(np.frexp(np.linalg.norm(scaled, 2))[1]) if largest > 0 else 0
+        extra = int(np.frexp(spectral_norm(scaled))[1]) if largest > 0 else 0
         weights.append(np.ldexp(scaled, -extra))
         exponents.append(exponent + extra)
     return SlopeChain(tuple(weights), chain.alpha, chain.beta), exponents
@@ -94,7 +94,7 @@ def prepare(chain: SlopeChain, *, balance: bool) -> Prepared:
     logs = [np.zeros(len(weight)) for weight in weights[:-1]]
     total = 0.0
     for k, weight in enumerate(weights):
-        norm = np.linalg.norm(weight, 2)
+        norm = spectral_norm(weight)
         total -= np.log(norm)
         weights[k] = weight / norm
         if k < len(logs):

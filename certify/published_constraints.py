@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from certify.constraints import GroupRestricted, SlopeRestricted
+from certify.convolution import dense
 from certify.signals import Signal, System, system_of
 from weightspace.network import Network
 
@@ -56,7 +57,7 @@ def _affine_map(system: System, decoupled: bool) -> tuple[np.ndarray, scipy.spar
     def spread(signal: Signal) -> np.ndarray:
         rows = np.zeros((next(iter(signal.values())).shape[0], size))
         for k, matrix in signal.items():
-            rows[:, offsets[k] : offsets[k + 1]] = matrix
+            rows[:, offsets[k] : offsets[k + 1]] = dense(matrix)
         return rows
 
     output = spread(system.output)

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.linalg
 
 from certify.lmi import SlopeChain
+
+_LARGE = 400  # rows or columns up to which a full decomposition is the fastest
+
+
+def spectral_norm(matrix: np.ndarray) -> float:
+    """Return |W|_2 in floating point, of large matrices by the Lanczos method from a fixed start."""
+    if min(matrix.shape) <= _LARGE:
+        largest = float(np.abs(matrix).max(initial=0.0))
+        return float(np.linalg.norm(matrix / largest, 2)) * largest if largest else 0.0
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
+    largest = float(np.abs(tall).max())
+    if not (largest > 0 and math.isfinite(largest)):
+        return largest
+    tall = tall / largest
+    start = np.random.default_rng(0).standard_normal(tall.shape[1])
+    gram: Any = scipy.sparse.linalg.aslinearoperator(tall)
+    gram = gram.T @ gram
+    try:
+        values = scipy.sparse.linalg.eigsh(gram, 1, v0=start, ncv=40, return_eigenvectors=False)
+    except scipy.sparse.linalg.ArpackError:
+        return float(np.linalg.norm(tall, 2)) * largest
+    return math.sqrt(max(float(values[0]), 0.0)) * largest
 
 
 def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
@@ -19,7 +43,7 @@ def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
     """
     weights = chain.weights
     if len(weights) == 1:
-        return float(np.linalg.norm(weights[0], 2)) ** 2
+        return spectral_norm(weights[0]) ** 2
     schur = -weights[-1].T @ weights[-1]
     for k in range(len(multipliers) - 1, -1, -1):
         values, low, high = multipliers[k], chain.alpha[k], chain.beta[k]
@@ -31,7 +55,7 @@ def tighten(chain: SlopeChain, multipliers: Sequence[np.ndarray]) -> float:
         coupling = (values * (low + high))[:, None] * weights[k]
         half = scipy.linalg.solve_triangular(factor, coupling, lower=True, check_finite=False)
         if k == 0 and not (low * high).any():
-            rho = float(np.linalg.norm(half, 2)) ** 2
+            rho = spectral_norm(half) ** 2
             return rho if math.isfinite(rho) else math.inf
         schur = weights[k].T @ ((2 * values * low * high)[:, None] * weights[k]) - half.T @ half
     rho = float(np.linalg.eigvalsh(-(schur + schur.T) / 2)[-1])
@@ -54,7 +78,7 @@ def eclipse_fast(chain: SlopeChain, margin: float = 0.0) -> list[float] | None:
             return None
         outer = (low + high)[:, None] * weight
         try:
-            size = np.linalg.norm(_whiten(schur, outer), 2) ** 2
+            size = spectral_norm(_whiten(schur, outer)) ** 2
             if not (math.isfinite(size) and size > 0):
                 return None
             value = 1 / size
@@ -66,7 +90,7 @@ def eclipse_fast(chain: SlopeChain, margin: float = 0.0) -> list[float] | None:
         schur = (1 - margin) * (2 * value * np.eye(len(weight)) - value**2 * (half.T @ half))
         values.append(float(value))
     try:
-        rho = float(np.linalg.norm(_whiten(schur, chain.weights[-1]), 2)) ** 2
+        rho = spectral_norm(_whiten(schur, chain.weights[-1])) ** 2
     except np.linalg.LinAlgError:
         return None
     return [rho * value for value in values]
@@ -88,29 +112,56 @@ def backward_fast(chain: SlopeChain, margin: float = 0.0) -> list[float] | None:
     values: list[float] = []
     for k in range(len(chain.alpha) - 1, -1, -1):
         weight, low, high = chain.weights[k], chain.alpha[k], chain.beta[k]
-        eigenvalues, vectors = np.linalg.eigh((current + current.T) / 2)
-        top = float(eigenvalues[-1])
-        if not (math.isfinite(top) and top > 0):
+        if not (low * high).any():  # c = 1, without the eigenvectors
+            top = spectral_norm(current)
+            if not (math.isfinite(top) and top > 0):
+                return None
+            inner = 2 * top * (1 + 1e-9) * np.eye(len(current)) - current
+            try:
+                half = _whiten(inner, weight.T * high)
+            except np.linalg.LinAlgError:
+                return None
+            current = top**2 * (half.T @ half)
+            values.append(top)
+            continue
+        found = _backward_step(current, weight, low, high, margin)
+        if found is None:
             return None
-        rotated = vectors.T @ ((low + high)[:, None] * weight)
-        product = weight.T @ ((low * high)[:, None] * weight)
-
-        def following(
-            c: float, rotated=rotated, product=product, top=top, eigenvalues=eigenvalues
-        ) -> np.ndarray:
-            gain = (c * top) ** 2 / (2 * c * top - eigenvalues)
-            return rotated.T @ (gain[:, None] * rotated) - 2 * c * top * product
-
-        best = (
-            1.0
-            if not (low * high).any()
-            else _minimize(
-                lambda c: float(np.linalg.eigvalsh(following(c))[-1]), 0.5 * (1 + max(margin, 1e-7))
-            )
-        )
-        current = following(best)
-        values.append(best * top)
+        value, current = found
+        values.append(value)
     return values[::-1]
+
+
+def _backward_step(
+    current: np.ndarray, weight: np.ndarray, low: np.ndarray, high: np.ndarray, margin: float
+) -> tuple[float, np.ndarray] | None:
+    """Return (lambda_k, C_{k-1}) for slopes of any sign."""
+    eigenvalues, vectors = np.linalg.eigh((current + current.T) / 2)
+    top = float(eigenvalues[-1])
+    if not (math.isfinite(top) and top > 0):
+        return None
+    rotated = vectors.T @ ((low + high)[:, None] * weight)
+    product = weight.T @ ((low * high)[:, None] * weight)
+
+    def following(c: float) -> np.ndarray:
+        gain = (c * top) ** 2 / (2 * c * top - eigenvalues)
+        return rotated.T @ (gain[:, None] * rotated) - 2 * c * top * product
+
+    best = _minimize(lambda c: float(np.linalg.eigvalsh(following(c))[-1]), 0.5 * (1 + max(margin, 1e-7)))
+    return best * top, following(best)
+
+
+def layer_kernel(chain: SlopeChain, shared: Sequence[np.ndarray]) -> np.ndarray:
+    r"""Return $\beta W D^{-1} W' \beta$ of the last layer; $D_0 = I$, $D_k = 2 \Lambda_k - C D_{k-1}^{-1} C'$."""
+    half = chain.beta[0][:, None] * chain.weights[0]
+    kernel = half @ half.T
+    for values, weight, high in zip(shared, chain.weights[1:], chain.beta[1:], strict=False):
+        schur = np.diag(2 * values) - values[:, None] * kernel * values
+        half = scipy.linalg.solve_triangular(
+            np.linalg.cholesky(schur), (high[:, None] * weight).T, lower=True, check_finite=False
+        )
+        kernel = half.T @ half
+    return kernel
 
 
 def closed_forms(chain: SlopeChain, margin: float = 0.0) -> list[tuple[float, list[float]]]:

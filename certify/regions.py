@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Box:
         lower: Tensor | np.ndarray | Sequence[float],
         upper: Tensor | np.ndarray | Sequence[float],
     ):
-        ends = [torch.as_tensor(end).detach().cpu().double() for end in (lower, upper)]
+        ends = [torch.as_tensor(end, dtype=torch.float64).detach().cpu() for end in (lower, upper)]
         if ends[0].shape != ends[1].shape:
             raise ShapeError(
                 f"Box needs corners of one shape; lower is {tuple(ends[0].shape)}, upper {tuple(ends[1].shape)}"
@@ -52,3 +53,34 @@ class Box:
 
     def __repr__(self) -> str:
         return f"Box({len(self.lower)} inputs)"
+
+
+@dataclass(frozen=True)
+class Ball:
+    r"""All x with $\|x - center\|_2 \le$ `radius`.
+
+    Attributes:
+        center: given as an array, a tensor or a sequence, row-major; kept as a tuple of floats.
+        radius: at least 0.
+    Raises:
+        ShapeError: a negative radius.
+        NonFiniteError: NaN or infinite numbers.
+    """
+
+    center: tuple[float, ...]
+    radius: float
+
+    def __init__(self, center: Tensor | np.ndarray | Sequence[float], radius: float):
+        middle = torch.as_tensor(center, dtype=torch.float64).detach().cpu().flatten()
+        if not bool(middle.isfinite().all()) or not math.isfinite(radius):
+            raise NonFiniteError(f"Ball needs a finite center and radius; the radius is {radius}")
+        if radius < 0:
+            raise ShapeError(f"Ball needs a radius of at least 0, not {radius}")
+        object.__setattr__(self, "center", tuple(middle.tolist()))
+        object.__setattr__(self, "radius", float(radius))
+
+    def __repr__(self) -> str:
+        return f"Ball({len(self.center)} inputs, radius {self.radius:.6g})"
+
+
+Region = Box | Ball

@@ -3,8 +3,12 @@
 from certify.bounders.base import Bounder, Proposal
 from certify.bounders.certifying import lipschitz
 from certify.bounders.closed_form import ClosedForm
+from certify.bounders.descent import Descent
 from certify.bounders.lipsdp import LipSDP
 from certify.bounders.many import lipschitz_many
 from certify.bounders.norm_product import NormProduct
+from certify.bounders.splitting import Split
 
-__all__ = ["Bounder", "ClosedForm", "LipSDP", "NormProduct", "Proposal", "lipschitz", "lipschitz_many"]
+__all__ = [
+    "Bounder", "ClosedForm", "Descent", "LipSDP", "NormProduct", "Proposal", "Split", "lipschitz", "lipschitz_many",
+]  # fmt: skip

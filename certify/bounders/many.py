@@ -7,7 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -16,11 +18,15 @@ from certify.bounders.base import Proposal
 from certify.bounders.certifying import lipschitz
 from certify.bounders.lipsdp import LipSDP, proof_of
 from certify.bounders.proving import Claim, prove, write_certificate
-from certify.certificate import Certificate
+from certify.certificate import Certificate, Relaxation
 from certify.checking import network_arrays
 from certify.lmi import Inequality, inequality_of
+from certify.local_regions import bending_neurons, local_system, localize
+from certify.regions import Region
 from certify.signals import Output, System, system_of
 from certify.structured.batch import LARGEST, batch_key, minimize_batch
+from certify.unbounded import refuse_unbounded_slopes
+from weightspace.errors import ShapeError
 from weightspace.network import Network
 from weightspace.reading import as_network
 
@@ -30,76 +36,123 @@ def lipschitz_many(
     *,
     norm: str = "l2",
     output: Output = None,
+    regions: Sequence[Region | None] | None = None,
     tolerance: float = 1e-6,
     executor: Executor | None = None,
 ) -> list[Certificate]:
-    """Bound the Lipschitz constants of many networks by LipSDP, as `lipschitz` does for one.
+    """Bound the Lipschitz constants of many networks, or of one over many regions, by LipSDP, as `lipschitz` does.
 
-    Networks of the same shape whose inequality has at most 80 coordinates are solved together, every step vectorized
-    over them; without a search for lower bounds (`sampled_lower_bound` is None). What is larger, implicit or does not
-    converge that way is done by `lipschitz`, one network per task.
+    Programs of the same shape with at most 80 coordinates are solved together, every step vectorized over them;
+    without a search for lower bounds (`sampled_lower_bound` is None). Over regions of one network, neurons that bend in
+    some of them keep a coordinate in all, which leaves every bound as it is but for a slope widened by 1 %. What is
+    larger, implicit or does not converge that way is done by `lipschitz`, one per task.
 
     Args:
         models_or_networks: all with the same kind of question: `norm`, `output` (an index or a pair with "linf").
+        regions: one per network, None for the whole space; one network alone is taken for all of them.
         tolerance: relative gap of rho.
         executor: runs the single networks; a pool of threads when None.
     Returns:
-        One certificate per network, in their order.
+        One certificate per network and region, in their order.
     Raises:
-        as `lipschitz`.
+        as `lipschitz`; ShapeError where regions and networks do not match.
     """
-    networks = [as_network(model, None) for model in models_or_networks]
+    models = list(models_or_networks)
+    if regions is not None and len(models) == 1:
+        models *= len(regions)
+    regions = [None] * len(models) if regions is None else list(regions)
+    if len(regions) != len(models):
+        raise ShapeError(f"{len(models)} networks and {len(regions)} regions do not match; give one for each")
+    known: dict[int, Network] = {}
+    networks = [known.setdefault(id(model), as_network(model, None)) for model in models]
     results: list[Certificate | None] = [None] * len(networks)
-    for places, systems, inequalities in _groups(networks, norm, output):
+    for group in _groups(networks, regions, norm, output):
         started = time.perf_counter()
-        found = minimize_batch(inequalities, tolerance=tolerance)
-        share = (time.perf_counter() - started) / len(places)
-        for place, system, solved in zip(places, systems, found, strict=True):
+        found = minimize_batch([task.inequality for task in group], tolerance=tolerance)
+        share = (time.perf_counter() - started) / len(group)
+        for task, solved in zip(group, found, strict=True):
             if solved is None:
                 continue
             start, solution = solved
             bounder = LipSDP(tolerance=tolerance)
             lower = solution.lower_bound * start[0]
             proposal = Proposal(
-                f"{bounder.method}, {len(places)} networks together",
-                (proof_of(solution.x[0] * start[0], solution.x[1:] * start[1:], system, norm, "neuron"),),
+                f"{bounder.method}, {len(group)} {'networks' if task.region is None else 'regions'} together",
+                (
+                    proof_of(
+                        solution.x[0] * start[0], solution.x[1:] * start[1:], task.system, norm, "neuron"
+                    ),
+                ),
                 None,
-                lower if norm == "linf" else lower**0.5,
+                None if task.widened else lower if norm == "linf" else lower**0.5,
             )
-            model = checker.rebuild(*network_arrays(system.network))
-            proven = prove(model, proposal, norm, output)
+            proven = prove(task.model, proposal, norm, output)
             if proven is not None:
-                claim = Claim(norm, output)
+                claim = Claim(norm, output, region=task.region, relaxations=task.relaxations)
                 beginning = time.perf_counter() - share
-                results[place] = write_certificate(system.network, model, claim, proven, [], None, beginning)
+                results[task.place] = write_certificate(
+                    task.system.network, task.model, claim, proven, [], None, beginning
+                )
     left = [place for place, result in enumerate(results) if result is None]
-    single = partial(lipschitz, norm=norm, output=output, bounder=LipSDP(tolerance=tolerance))
+    single = partial(_lipschitz_over, norm=norm, output=output, bounder=LipSDP(tolerance=tolerance))
+    alone = [networks[place] for place in left], [regions[place] for place in left]
     if executor is not None:
-        others = list(executor.map(single, [networks[place] for place in left]))
+        others = list(executor.map(single, *alone))
     else:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            others = list(pool.map(single, [networks[place] for place in left]))
+            others = list(pool.map(single, *alone))
     for place, certificate in zip(left, others, strict=True):
         results[place] = certificate
     return [result for result in results if result is not None]
 
 
+def _lipschitz_over(network: Network, region: Region | None, **question: Any) -> Certificate:
+    return lipschitz(network, region=region, **question)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One program of a batch; `widened` where the system has neurons that are linear over the region."""
+
+    place: int
+    region: Region | None
+    model: checker.Model
+    relaxations: tuple[Relaxation, ...] | None
+    system: System
+    inequality: Inequality
+    widened: bool
+
+
 def _groups(
-    networks: Sequence[Network], norm: str, output: Output
-) -> list[tuple[list[int], list[System], list[Inequality]]]:
-    """Collect what can be solved together: (places, systems, inequalities)."""
-    groups: dict[tuple, tuple[list[int], list[System], list[Inequality]]] = defaultdict(lambda: ([], [], []))
+    networks: Sequence[Network], regions: Sequence[Region | None], norm: str, output: Output
+) -> list[list[_Task]]:
+    """Collect what can be solved together."""
+    groups: dict[tuple, list[_Task]] = defaultdict(list)
+    places: dict[int, list[int]] = defaultdict(list)
     for place, network in enumerate(networks):
-        system = system_of(network, output)
-        if norm == "linf" and system.outputs > 1:
+        places[id(network)].append(place)
+    for same in places.values():
+        network = networks[same[0]]
+        whole, model = system_of(network, output), checker.rebuild(*network_arrays(network))
+        if norm == "linf" and whole.outputs > 1:
             continue
-        if system.implicit or not system.layers or sum(system.widths) > LARGEST:
-            continue
-        inequality = inequality_of(system, norm)
-        if inequality.size > LARGEST or not inequality.constant.any():
-            continue
-        places, systems, inequalities = groups[batch_key(inequality)]
-        places.append(place)
-        systems.append(system)
-        inequalities.append(inequality)
-    return [group for group in groups.values() if len(group[0]) > 1]
+        local = [(place, region, *localize(model, region)) for place in same if (region := regions[place])]
+        bending = bending_neurons([one for _, _, one, _ in local])
+        tasks: list[tuple[int, Region | None, checker.Model, tuple[Relaxation, ...] | None, System, bool]] = [
+            (place, None, model, None, whole, False) for place in same if regions[place] is None
+        ]
+        for place, region, one, relaxations in local:
+            system = local_system(whole, one, bending)
+            widened = sum(system.widths) > sum(local_system(whole, one).widths)
+            tasks.append((place, region, one, relaxations, system, widened))
+        for place, region, one, relaxations, system, widened in tasks:
+            if region is None:
+                refuse_unbounded_slopes(system.layers)
+            if system.implicit or not system.layers or sum(system.widths) > LARGEST:
+                continue
+            inequality = inequality_of(system, norm)
+            if inequality.size > LARGEST or not inequality.constant.any():
+                continue
+            task = _Task(place, region, one, relaxations, system, inequality, widened)
+            groups[batch_key(inequality)].append(task)
+    return [group for group in groups.values() if len(group) > 1]

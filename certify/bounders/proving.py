@@ -16,9 +16,9 @@ import numpy as np
 
 from certify import checker
 from certify.bounders.base import Proposal
-from certify.certificate import Certificate, Proof, Status
-from certify.checking import check
-from certify.regions import Box
+from certify.certificate import Certificate, Proof, Relaxation, Status, certificate_of
+from certify.checking import network_arrays
+from certify.regions import Region
 from certify.signals import Output
 from weightspace.network import Network
 
@@ -33,7 +33,8 @@ class Claim:
     output: Output = None
     arithmetic: str = "real"
     delta: float | None = None
-    region: Box | None = None
+    region: Region | None = None
+    relaxations: tuple[Relaxation, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +107,34 @@ def write_certificate(
         arithmetic=claim.arithmetic,
         delta=claim.delta,
         region=claim.region,
+        relaxations=claim.relaxations,
         seconds=time.perf_counter() - started,
-        versions=_versions(),
+        versions=dict(library_versions()),
     )
     if proven:
-        result = check(certificate, network)
-        if not result:
-            raise AssertionError(f"the check accepts the proof and refuses the certificate: {result.reason}")
+        require_faithful(certificate, network)
     return certificate
 
 
+def require_faithful(certificate: Certificate, network: Network) -> None:
+    """Raise AssertionError unless the text of a certificate says what was proven, about this network.
+
+    The numbers of the proof were accepted as they are; what could still go wrong is writing them down.
+    """
+    written = certificate_of(checker.parse_certificate(certificate.to_json()))
+    if written != certificate:
+        raise AssertionError("the text of a certificate differs from what was proven")
+    if checker.network_hash(*network_arrays(network)) != certificate.network_hash:
+        raise AssertionError("the check computes another hash of the network")
+    lower = (certificate.optimum_lower_bound, certificate.sampled_lower_bound)
+    if certificate.upper_bound is None or any(
+        value is not None and value > certificate.upper_bound for value in lower
+    ):
+        raise AssertionError(f"the bound {certificate.upper_bound} is below a lower one: {lower}")
+
+
 @cache
-def _versions() -> Mapping[str, str]:
+def library_versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for name in ("numpy", "scipy", "torch", "cvxpy", "scs", "clarabel"):
         with suppress(PackageNotFoundError):

@@ -46,12 +46,12 @@ def prune(inequality: Inequality) -> tuple[Inequality, np.ndarray]:
     rows, constant = inequality.rows, inequality.constant
     while changed:
         columns = np.concatenate([np.ones(base, dtype=bool), kept])
-        silent = ~(rows[:, columns] != 0).any(axis=1)
-        for owner in np.unique(inequality.owners[inequality.grouped]):  # a group is silent as a whole
-            group = inequality.owners == owner
-            silent[group] = silent[group].all()
+        heard = (rows[:, columns] != 0).any(axis=1)
         used = (constant[columns][:, base:] != 0).any(axis=0) | (rows[kept][:, base:] != 0).any(axis=0)
-        alive = kept & ~silent & used
+        for counts in (heard, used):  # a group counts as a whole
+            whole = np.bincount(inequality.owners, counts, minlength=count)[inequality.owners] > 0
+            counts[inequality.grouped] = whole[inequality.grouped]
+        alive = kept & heard & used
         changed = bool((alive != kept).any())
         kept = alive
     owners = inequality.owners[kept]

@@ -19,6 +19,7 @@ from weightspace.operations import (
     Add,
     BatchNorm,
     Concat,
+    Conv,
     Flatten,
     GroupSort,
     Householder,
@@ -53,6 +54,20 @@ class Draw:
     def input(self, width):
         return self.builder.input("x", (None, width), self.dtype)
 
+    def maps(self, channels, *sizes):
+        return self.builder.input("x", (None, channels, *sizes), self.dtype)
+
+    def convolution(self, node, channels, kernel, stride=1, padding=0, dilation=1, groups=1, bias=True):
+        """Numbers stand for all axes."""
+        axes = len(self.builder.shape(node)) - 2
+        lists = [n if isinstance(n, tuple) else (n,) * axes for n in (kernel, stride, padding, dilation)]
+        each = self.builder.shape(node)[1] // groups
+        weight = self.rng.normal(size=(channels, each, *lists[0])) / np.sqrt(each * np.prod(lists[0]))
+        names = {"weight": self.parameter(weight)}
+        names |= {"bias": self.parameter(self.rng.normal(size=channels))} if bias else {}
+        stride, padding, dilation = lists[1:]
+        return self.add(Conv(**names, stride=stride, padding=padding, dilation=dilation, groups=groups), node)
+
     def width(self, node):
         return self.builder.shape(node)[-1]
 
@@ -79,7 +94,7 @@ class Draw:
         )
 
     def normalized(self, node):
-        n = self.width(node)
+        n = self.builder.shape(node)[1]
         names = {"running_mean": self.rng.normal(size=n), "running_var": self.rng.random(n) + 0.1}
         names |= {"weight": self.rng.normal(size=n), "bias": self.rng.normal(size=n)}
         return self.add(BatchNorm(**{role: self.parameter(array) for role, array in names.items()}), node)

@@ -428,8 +428,6 @@ def test_wrong_requests_are_refused(build, he):
         certify.lipschitz(network, norm="l1")
     with pytest.raises(UnsupportedOperationError, match="LipSDP"):
         certify.lipschitz(network, norm="linf", bounder=certify.ClosedForm())
-    with pytest.raises(UnsupportedOperationError, match="region"):
-        certify.lipschitz(network, region=certify.Box([0.0, 0.0], [1.0, 1.0]))
     with pytest.raises(UnsupportedOperationError, match="Box"):
         certify.lipschitz(network, arithmetic="float32")
     with pytest.raises(UnsupportedOperationError, match="arithmetic"):

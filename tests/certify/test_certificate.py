@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
+import pickle
 
 import pytest
 
 import certify
+from certify.bounders.proving import require_faithful
 from certify.certificate import Status
 from weightspace.errors import CheckpointError
 
@@ -28,6 +31,24 @@ def test_json_round_trip_is_bit_exact(build, he):
         assert again.to_json() == text
         data = json.loads(text)
         assert "floating-point inference is not covered" in data["claim"]
+
+
+def test_it_travels_between_processes(build, he):
+    for certificate in certificates(build, he):
+        assert pickle.loads(pickle.dumps(certificate)) == certificate
+
+
+def test_what_is_written_must_be_what_was_proven(build, he):
+    network, other = build(he([3, 4, 2])), build(he([3, 4, 2], seed=1))
+    found = certify.lipschitz(network)
+    require_faithful(found, network)
+    with pytest.raises(AssertionError, match="hash"):
+        require_faithful(found, other)
+    for changes in ({"sampled_lower_bound": 2 * found.upper_bound}, {"upper_bound": None}):
+        with pytest.raises(AssertionError, match="below a lower one"):
+            require_faithful(dataclasses.replace(found, **changes), network)
+    with pytest.raises(AssertionError, match="differs"):  # numbers that a file cannot hold
+        require_faithful(dataclasses.replace(found, seconds=math.nan), network)
 
 
 def test_it_can_be_read_by_people(build, he):

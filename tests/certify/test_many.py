@@ -8,7 +8,7 @@ from torch import nn
 
 import certify
 import weightspace
-from weightspace.errors import UnsupportedOperationError
+from weightspace.errors import ShapeError, UnsupportedOperationError
 from weightspace.layers import MaxMin
 
 
@@ -60,3 +60,22 @@ def test_what_cannot_be_solved_together_is_done_alone():
     assert certify.lipschitz_many([]) == []
     with pytest.raises(UnsupportedOperationError, match="Softmax"):
         certify.lipschitz_many([module, nn.Sequential(nn.Linear(3, 2), nn.Softmax(-1))])
+
+
+@pytest.mark.parametrize(("norm", "output"), [("l2", None), ("linf", 0)])
+def test_many_regions_of_one_network(norm, output):
+    torch.manual_seed(0)
+    network = template([3, 12, 2], nn.Tanh() if norm == "linf" else nn.ReLU())
+    centers = torch.randn(6, 3, dtype=torch.float64)
+    regions = [certify.Box(center - 0.2, center + 0.2) for center in centers[:4]]
+    regions += [None, certify.Ball(centers[4], 0.1), certify.Box(centers[5], centers[5])]
+    found = certify.lipschitz_many([network], regions=regions, norm=norm, output=output)
+    for region, certificate in zip(regions, found, strict=True):
+        alone = certify.lipschitz(network, norm=norm, output=output, region=region, bounder=certify.LipSDP())
+        assert certificate.region == region
+        assert certify.check(certificate, network)
+        assert certificate.upper_bound >= alone.sampled_lower_bound
+        assert certificate.upper_bound == pytest.approx(alone.upper_bound, rel=2e-2)
+    assert sum("together" in certificate.method for certificate in found) >= 4
+    with pytest.raises(ShapeError, match="2 networks and 7 regions"):
+        certify.lipschitz_many([network] * 2, regions=regions)
