@@ -14,7 +14,6 @@ from weightspace.errors import CheckpointError, WeightspaceError
 
 if TYPE_CHECKING:
     from certify.bounders import Bounder
-    from certify.regions import Box
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -91,7 +90,8 @@ def certify(
     box: Annotated[
         Path | None,
         typer.Option(
-            metavar="BOX.json", help='Inputs for --arithmetic float32: {"lower": [...], "upper": [...]}.'
+            metavar="BOX.json",
+            help='Only inputs in a box {"lower": [...], "upper": [...]} or a ball {"center": [...], "radius": r}.',
         ),
     ] = None,
     arithmetic: Annotated[
@@ -113,7 +113,11 @@ def certify(
         raise WeightspaceError(f"--max-lipschitz {max_lipschitz} is no finite number of at least 0")
     bounder = _bounder(method, solver, multipliers, cuts)
     selected = _output(output)
+    from certify.assurance.evidence import certificate_text
     from certify.bounders import lipschitz
+    from certify.certificate import Status
+    from certify.gaps import describe_gap
+    from certify.region_files import read_region
     from weightspace.commands import assumption
     from weightspace.reading import read
     from weightspace.result import check_writable, write_text
@@ -121,22 +125,21 @@ def certify(
     if certificate is not None:
         check_writable(certificate)
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    region = None if box is None else _read_box(box)
+    region = None if box is None else read_region(box)
     result = lipschitz(
         network, norm=norm.value, region=region, bounder=bounder, output=selected, arithmetic=arithmetic.value
     )
-    certified = result.upper_bound is not None and (
-        max_lipschitz is None or result.upper_bound <= max_lipschitz
-    )
-    text = result.to_json()
+    gap = None if max_lipschitz is None else describe_gap(result, max_lipschitz)
+    certified = result.status is Status.CERTIFIED and gap is None
     if certificate is not None:
-        write_text(certificate, text + "\n")
+        write_text(certificate, certificate_text(result))
     assumption(network)
     if as_json:
         _print_json(
             {
                 "certified": certified,
                 "max_lipschitz": max_lipschitz,
+                "gap": gap,
                 "upper_bound": result.upper_bound,
                 "optimum_lower_bound": result.optimum_lower_bound,
                 "sampled_lower_bound": result.sampled_lower_bound,
@@ -155,14 +158,16 @@ def certify(
     else:
         typer.echo(str(result))
         if max_lipschitz is not None:
-            typer.echo(f"{'certified' if certified else 'NOT certified'}: limit {max_lipschitz:g}")
+            typer.echo(f"certified: limit {max_lipschitz:g}" if certified else f"NOT certified: {gap}")
     if not certified:
         raise typer.Exit(1)
 
 
 @app.command()
 def check(
-    certificate: Annotated[Path, typer.Argument(metavar="CERT.json", help="What `certify -o` wrote.")],
+    certificate: Annotated[
+        Path, typer.Argument(metavar="CERT.json", help="What `certify -o` or `verify -o` wrote.")
+    ],
     file: NetworkFile,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also in rational arithmetic; small networks only.")
@@ -172,11 +177,11 @@ def check(
     layout: Layout = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a certificate against its network, independently of how it was found.
+    """Check a certificate or a verdict against its network, independently of how it was found.
 
     Exit status: 0 valid, 1 invalid, 2 error.
     """
-    from certify.checking import check_text
+    from certify.assurance.evidence import check_file
     from weightspace.reading import read
 
     try:
@@ -185,7 +190,7 @@ def check(
         reason = getattr(error, "strerror", None) or "it is not text"
         raise CheckpointError(f"cannot read certificate {str(certificate)!r}: {reason}") from error
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    result = check_text(text, network, exact=exact)
+    result = check_file(text, network, exact=exact)
     if as_json:
         margin = result.margin if result.margin is None or math.isfinite(result.margin) else None
         _print_json({"valid": result.valid, "reason": result.reason, "margin": margin, "exact": exact})
@@ -231,20 +236,6 @@ def _output(text: str | None) -> int | tuple[int, int] | None:
     if len(second) > 1:
         raise WeightspaceError(f"--output {text!r} is not an index J or a pair J,K")
     return (first, second[0]) if second else first
-
-
-def _read_box(path: Path) -> Box:
-    from certify.regions import Box
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return Box(data["lower"], data["upper"])
-    except OSError as error:
-        raise WeightspaceError(f"cannot read box {str(path)!r}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightspaceError(
-            f'box {str(path)!r} is not of the form {{"lower": [...], "upper": [...]}}: {error}'
-        ) from error
 
 
 def _print_json(data: dict[str, Any]) -> None:

@@ -31,6 +31,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "merge": ("weightspace.merging_cli:app", "Make one model of several: align their neurons, then average."),
     "graph": ("weightspace.commands:app", "Write the graph of neurons and weights as JSON."),
     "certify": ("certify.cli:app", "Bound the Lipschitz constant; exit 0 certified, 1 not, 2 error."),
+    "verify": (
+        "certify.assurance.cli:app",
+        "Decide properties and requirements; exit 0 all hold, 1 not, 2 error.",
+    ),
     "check": ("certify.cli:app", "Check a certificate against a network; exit 0 valid, 1 invalid, 2 error."),
     "decompose": ("interp.cli:app", "Eigenvectors of a bilinear layer, in input space."),
     "train-autoencoder": (
