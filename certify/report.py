@@ -42,7 +42,7 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         if certificate.upper_bound is None:
             gaps.append(Gap(subject.name, "Lipschitz bound", str(certificate.status)))
             continue
-        others = _looser(subject.network)
+        others = _looser(subject.network, certificate)
         bounds = {
             **others,
             "certified upper bound": certificate.upper_bound,
@@ -65,10 +65,13 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     return Section("What can be promised: Lipschitz bounds", "certificates", blocks, data, gaps)
 
 
-def _looser(network: Network) -> dict[str, float | None]:
+def _looser(network: Network, certificate: Certificate) -> dict[str, float | None]:
     """Return the cheaper bounds that the certified one is to be compared with; None where they do not apply."""
     found: dict[str, float | None] = {}
     for name, bounder in (("norm product (upper)", NormProduct()), ("closed form (upper)", ClosedForm())):
+        if certificate.layer_norms is not None and isinstance(bounder, NormProduct):
+            found[name] = certificate.upper_bound
+            continue
         try:
             found[name] = lipschitz(network, bounder=bounder).upper_bound
         except WeightspaceError:

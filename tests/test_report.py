@@ -46,9 +46,8 @@ def test_every_section_has_numbers(demo):
     assert pair["barrier_after"]["barrier"] < pair["barrier_before"]["barrier"]
     for bounds in data["certificates"].values():
         assert bounds["sampled_lower_bound"] <= bounds["upper_bound"]
-    assert len(data["certificates"]) == len(names())
     missing = {(gap["subject"], gap["analysis"]): gap["reason"] for gap in data["not_analyzed"]}
-    assert all(missing.values())
+    assert "Multiply at node" in missing["digits_bilinear.safetensors", "Lipschitz bound"]
 
 
 def test_page_needs_no_other_file(demo):
