@@ -192,9 +192,6 @@ def main() -> None:
         row = {"device": device, "latents": latents, "k": k, "batch": batch, "method": name}
         ratio = times[name] / times["select_largest"]
         rows.append({**row, "milliseconds": 1e3 * times[name], "over ours": ratio})
-    if not gpu:
-        unmeasured = {"device": "cuda", "d": 2304, "latents": 65536, "k": 64, "method": "sparsify"}
-        rows.append({**unmeasured, "over ours": "unmeasured"})
     packages = {"dictionary-learning": "dictionary-learning", "sparsify": "eai-sparsify"}
     write(
         "autoencoder_step" + ("_gpu" if gpu else ""),

@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -45,6 +47,7 @@ def write(name: str, rows: list[dict[str, Any]], *packages: str) -> None:
             "threads": os.environ.get("OMP_NUM_THREADS", "default"),
             "load": os.getloadavg()[0],
             "python": platform.python_version(),
+            **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
             **{package: version(package) for package in packages},
         },
         "rows": rows,
