@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from certify import checker
 from certify.evaluation import flat_function
 from certify.properties import Property
+from certify.signed_descent import descend
 from certify.verdicts import Counterexample
 from weightspace.network import Network
 
@@ -47,17 +49,15 @@ def search_counterexample(
             torch.tensor(one, dtype=torch.float64) for one in (polyhedron.matrix, polyhedron.bounds)
         )
         order = (values @ matrix.T - bounds).amax(1).argsort()[: max(8, count // 8)]
-        x = start[order]
-        for step in range(steps + 1):
-            x = x.detach().requires_grad_()
-            excess = (function(x) @ matrix.T - bounds).amax(1)
-            if bool((excess <= 0).any()):
-                found = violates(network, model, property, x.detach()[excess.argsort()[:64]].numpy())
+
+        def excess(x: Tensor, matrix: Tensor = matrix, bounds: Tensor = bounds) -> Tensor:
+            return (function(x) @ matrix.T - bounds).amax(1)
+
+        for x, now in descend(excess, start[order], lower, upper, steps=steps):
+            if bool((now <= 0).any()):
+                found = violates(network, model, property, x[now.argsort()[:64]].numpy())
                 if found is not None:
                     return found
-            (gradient,) = torch.autograd.grad(excess.sum(), x)
-            size = 0.25 * (1 - step / (steps + 1)) * (upper - lower)
-            x = (x - size * gradient.sign()).clamp(lower, upper)
     return None
 
 

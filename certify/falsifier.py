@@ -12,6 +12,7 @@ from torch import Tensor
 from certify.evaluation import flat_function
 from certify.properties import Polyhedron, Property
 from certify.repairs import Constraint
+from certify.signed_descent import descend
 from weightspace.network import Network
 
 _POINTS, _STEPS = 4096, 60
@@ -50,14 +51,9 @@ def falsify(
                 start = points[excess(points).argsort()[: _POINTS // 16]]
             x = torch.cat([start, before])
             best, least = x, torch.full((len(x),), math.inf, dtype=torch.float64)
-            for step in range(_STEPS + 1):
-                x = x.detach().requires_grad_()
-                now = excess(x)
-                (gradient,) = torch.autograd.grad(now.sum(), x)
-                now, better = now.detach(), now.detach() < least
-                best, least = torch.where(better[:, None], x.detach(), best), torch.where(better, now, least)
-                size = 0.25 * (1 - step / (_STEPS + 1)) * (upper - lower)
-                x = (x - size * gradient.sign()).clamp(lower, upper)
+            for point, now in descend(excess, x, lower, upper, steps=_STEPS):
+                better = now < least
+                best, least = torch.where(better[:, None], point, best), torch.where(better, now, least)
             with torch.no_grad():
                 values = function(best).numpy()
             found += constraints_at(best.numpy(), values, polyhedron, property=property, limit=limit)

@@ -16,7 +16,7 @@ from certify.checking import check_text, network_arrays
 from certify.counterexamples import search_counterexample, violates
 from certify.properties import Property
 from certify.verdicts import Counterexample, Verdict, VerdictStatus
-from weightspace.errors import ShapeError, UnsupportedOperationError
+from weightspace.errors import UnsupportedOperationError
 from weightspace.network import Network
 from weightspace.reading import as_network
 
@@ -60,12 +60,7 @@ def verify(
         raise UnsupportedOperationError(
             f"the property cannot be decided for this network: {error}"
         ) from error
-    outputs = model.steps[-1].width
-    if property.unsafe and len(property.unsafe[0].matrix[0]) != outputs:
-        raise ShapeError(
-            f"property {property.name!r} speaks about {len(property.unsafe[0].matrix[0])} outputs; "
-            f"the network has {outputs}"
-        )
+    property.require_outputs(model.steps[-1].width)
     generator = generator or torch.Generator().manual_seed(0)
     search = _Search(network, model, property, started + seconds)
     try:

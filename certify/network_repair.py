@@ -86,11 +86,7 @@ def repair(
     samples = _samples(network, properties, x)
     outputs = _run(network, samples)
     for property in properties:
-        if property.unsafe and len(property.unsafe[0].matrix[0]) != outputs.shape[1]:
-            raise ShapeError(
-                f"property {property.name!r} speaks about {len(property.unsafe[0].matrix[0])} outputs; "
-                f"the network has {outputs.shape[1]}"
-            )
+        property.require_outputs(outputs.shape[1])
     goal = outputs if targets is None else _targets(targets, outputs)
     if margin is None:
         margin = _MARGIN * float(np.sqrt(np.square(goal - goal.mean(axis=0)).mean())) or _MARGIN

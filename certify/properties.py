@@ -64,3 +64,14 @@ class Property:
             raise ShapeError(
                 f"Property {self.name!r} has polyhedra in {sorted(sizes)} outputs; all need one number"
             )
+
+    def require_outputs(self, count: int, of: str = "the network") -> None:
+        """Make sure that the property speaks about as many outputs as there are.
+
+        Raises:
+            ShapeError: it does not.
+        """
+        if self.unsafe and len(self.unsafe[0].matrix[0]) != count:
+            raise ShapeError(
+                f"property {self.name!r} speaks about {len(self.unsafe[0].matrix[0])} outputs; {of} has {count}"
+            )

@@ -148,11 +148,8 @@ def _data(x: Tensor, y: Tensor, properties: Sequence[Property]) -> tuple[np.ndar
             raise ShapeError(
                 f"property {property.name!r} has a region of {len(property.region.lower)} inputs; x has {x.shape[1]}"
             )
+        property.require_outputs(outputs, of="y")
         for polyhedron in property.unsafe:
-            if len(polyhedron.matrix[0]) != outputs:
-                raise ShapeError(
-                    f"property {property.name!r} speaks about {len(polyhedron.matrix[0])} outputs; y has {outputs}"
-                )
             if len(polyhedron.bounds) > 1:
                 raise UnsupportedOperationError(
                     f"property {property.name!r} has a polyhedron of {len(polyhedron.bounds)} rows, whose complement "

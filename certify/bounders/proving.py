@@ -135,6 +135,7 @@ def require_faithful(certificate: Certificate, network: Network) -> None:
 
 @cache
 def library_versions() -> Mapping[str, str]:
+    """Return the versions of Python and of the libraries that a bound depends on, as certificates name them."""
     found = {"python": platform.python_version()}
     for name in ("numpy", "scipy", "torch", "cvxpy", "scs", "clarabel"):
         with suppress(PackageNotFoundError):
