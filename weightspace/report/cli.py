@@ -13,6 +13,8 @@ from weightspace.commands import Activation, Architecture, Json, Layout
 if TYPE_CHECKING:
     from weightspace.report.content import Evaluation
 
+SENTENCES_PRINTED = 20
+
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Output = Annotated[Path, typer.Option("-o", "--output", help="Folder for report.html and report.json.")]
@@ -71,9 +73,11 @@ def _write(files: list[Path], output: Path, as_json: bool, **options: Any) -> No
     if as_json:
         typer.echo(json.dumps({"page": str(page), **result.data}))
         return
+    for sentence in result.summary[:SENTENCES_PRINTED]:
+        typer.echo(sentence.as_text())
+    if len(result.summary) > SENTENCES_PRINTED:
+        typer.echo(f"... {len(result.summary) - SENTENCES_PRINTED} more sentences on the page")
     typer.echo(f"wrote {page} and {page.with_name('report.json')}")
-    if result.gaps:
-        typer.echo(f"{len(result.gaps)} things could not be analyzed; the page lists each with its reason")
 
 
 def _evaluation(path: Path) -> Evaluation:

@@ -1,9 +1,11 @@
-"""What a section of the report is made of; how it looks is decided in `page.html.j2` alone."""
+"""What a section of the report is made of; how it looks is decided in the templates alone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,54 +25,136 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """A title and one line per finding."""
-
-    title: str
-    items_: Sequence[str]
-    kind: str = "list"
-
-
-@dataclass(frozen=True)
 class Table:
-    """Rows of plain strings; long tables scroll on the page."""
+    """Rows of plain strings, the first cell of each names it; long tables are folded on the page.
+
+    Attributes:
+        methods: header -> key of the `Method` that says how the numbers below it are computed.
+    """
 
     headers: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
+    methods: Mapping[str, str] = field(default_factory=dict)
     kind: str = "table"
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """For every column, whether all its cells are numbers or "-"."""
+        columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.headers)
+        return tuple(all(re.fullmatch(r"-|[-+~]?[\d.,]+(e[-+]?\d+)?", cell) for cell in c) for c in columns)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image as a data URI, so that the page needs no other file."""
+    """An image as a data URI, so that the page needs no other file.
+
+    Attributes:
+        alt: what is to be seen in it, with its numbers, for those who do not see it; the caption says what it is.
+        methods: keys of the `Method`s behind what it shows.
+    """
 
     source: str
     caption: str
+    alt: str
+    methods: Sequence[str] = ()
     kind: str = "picture"
 
 
-Block = Text | Listing | Table | Picture
+@dataclass(frozen=True)
+class Details:
+    """Blocks that a reader may unfold, under a line that says what they are."""
+
+    title: str
+    blocks: Sequence[Text | Table | Picture]
+    anchor: str = ""
+    open: bool = False
+    kind: str = "details"
+
+
+Block = Text | Table | Picture | Details
+
+
+class Severity(StrEnum):
+    """How much a finding matters to its reader, worst first; the text is what the reader sees."""
+
+    PROBLEM = "problem"
+    CAUTION = "caution"
+    GAP = "not analyzed"
+    PROVEN = "proven"
+    RESULT = "result"
+    NOTE = "note"
+
+    @property
+    def rank(self) -> int:
+        """Findings are listed by rank; what is proven and what was measured stand together."""
+        return {"problem": 0, "caution": 1, "not analyzed": 2, "note": 4}.get(self.value, 3)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the summary, true as it stands alone.
+
+    Attributes:
+        anchor: of the section or the table that has the numbers.
+        methods: keys of the `Method`s they were computed by.
+    """
+
+    sentence: str
+    severity: Severity
+    anchor: str
+    methods: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a kind of number is computed.
+
+    Attributes:
+        key: unique in the report; links lead to `#how-KEY`.
+        meaning: what the number says, in words.
+        equation: in plain text.
+        function: of the library, to compute it again.
+        source: paper, empty where the definition is our own.
+        promise: what stands behind the number: "exact", "up to rounding", "proven", "measured", "found by search",
+            "estimated".
+    """
+
+    key: str
+    title: str
+    meaning: str
+    equation: str
+    function: str
+    source: str
+    promise: str
 
 
 @dataclass(frozen=True)
 class Gap:
-    """An analysis that was not made: of which file, and why."""
+    """An analysis that was not made: of which file, and why; `minor` where nothing is missing that one would expect."""
 
     subject: str
     analysis: str
     reason: str
+    minor: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the report: what the page shows, and the same as numbers for `report.json`."""
+    """One part of the report: what the page shows, and the same as numbers for `report.json`.
+
+    Attributes:
+        findings: its sentences for the summary.
+        methods: how its numbers are computed; every key that its blocks and findings name is here.
+    """
 
     title: str
     anchor: str
     blocks: Sequence[Block] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     gaps: Sequence[Gap] = ()
+    findings: Sequence[Finding] = ()
+    methods: Sequence[Method] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BLUE, RED, GRAY, GREEN = "#2166ac", "#b2182b", "#777777", "#1b7837"
 EDGES_DRAWN = 1500
+LABEL_LENGTH = 45
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -48,7 +49,9 @@ def _png(figure: Figure) -> bytes:
 
 
 def plain(text: str) -> str:
-    """Keep matplotlib from reading dollar signs in a tensor's name as mathematics."""
+    """Keep matplotlib from reading dollar signs in a name as mathematics, and a long name from taking all the room."""
+    if len(text) > LABEL_LENGTH:
+        text = f"{text[: LABEL_LENGTH // 3]}…{text[1 - 2 * LABEL_LENGTH // 3 :]}"
     return text.replace("$", r"\$")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,12 +18,32 @@ from weightspace.errors import CheckpointError, OutputError, WeightspaceError
 from weightspace.inspection import inspect
 from weightspace.reading import read
 from weightspace.report import comparison, similarity, weights
-from weightspace.report.content import Evaluation, Gap, Section, Subject
+from weightspace.report.content import Details, Evaluation, Gap, Method, Picture, Section, Subject, Table
+from weightspace.report.summary import Sentence, summarize
 from weightspace.report.templates import load_template
 from weightspace.result import check_writable, write_text
 
 _TEMPLATE = Path(__file__).parent / "page.html.j2"
 SectionFunction = Callable[[Sequence[Subject], Evaluation | None], Section]
+
+# What stands under each key of report.json; the keys of the sections are their anchors on the page.
+KEYS = {
+    "keys": "this list: what stands under each key",
+    "weightspace": "version that wrote the report",
+    "created": "when, in UTC, ISO 8601",
+    "files": "names of the files, as used in the rest",
+    "summary": "the sentences the page begins with, worst first: sentence, severity, section (anchor), methods (keys)",
+    "overview": "per file: path, counts, hash of the network, its operations, findings on its tensors",
+    "pairs": "per pair of files of one structure: distances and barriers before and after alignment, with their curves",
+    "similarity": "distances modulo neuron order, families, descent: per three files or more of one structure; of "
+    "`weightspace similarity` for all its files",
+    "certificates": "per file: bounds of the Lipschitz constant, method, norm, hash of the network",
+    "bilinear": "per file: eigenvalues and effective rank of every output, or the bilinear layers inside",
+    "neurons": "per file: the graph of neurons: sizes of layers, activations, numbers of nodes and edges",
+    "layers": "per file: every tensor with its numbers and singular values; not finite ones are 'inf', '-inf', 'nan'",
+    "not_analyzed": "what could not be analyzed: subject, analysis, reason",
+    "methods": "per key: how a kind of number is computed: meaning, equation, function, source, promise",
+}
 
 # Sections of the packages above this one, by name: nothing is imported upward.
 LATER_SECTIONS = {"certificates": "certify.report:section", "bilinear layers": "interp.report:section"}
@@ -30,11 +51,19 @@ LATER_SECTIONS = {"certificates": "certify.report:section", "bilinear layers": "
 
 @dataclass(frozen=True)
 class Report:
-    """A finished report: the HTML page, the same as JSON data, and what was not analyzed."""
+    """A finished report.
+
+    Attributes:
+        html: the page.
+        data: the same as data for JSON; `data["keys"]` says what stands under each key.
+        gaps: what was not analyzed.
+        summary: the sentences that the page begins with, worst first.
+    """
 
     html: str
     data: dict[str, Any]
     gaps: tuple[Gap, ...]
+    summary: tuple[Sentence, ...] = ()
 
     def write(self, folder: str | Path) -> Path:
         """Write `report.html` and `report.json` into `folder` and return the page's path."""
@@ -46,7 +75,7 @@ class Report:
             raise OutputError(
                 f"cannot create {str(folder)!r}: {error.strerror}; name another with -o"
             ) from error
-        write_text(folder / "report.json", json.dumps(self.data, indent=1))
+        write_text(folder / "report.json", json.dumps(self.data, indent=1, allow_nan=False))
         write_text(folder / "report.html", self.html)
         return folder / "report.html"
 
@@ -107,22 +136,66 @@ def assemble(names: Sequence[str], sections: Sequence[Section], broken: Sequence
         MissingDependencyError: the extra `report` is not installed.
     """
     gaps = (*broken, *(gap for section in sections for gap in section.gaps))
+    methods = _used(sections)
+    summary = summarize(sections, gaps, broken, methods)
     data = {
         "weightspace": weightspace.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": list(names),
+        "summary": [sentence.as_data() for sentence in summary],
         **{section.anchor: dict(section.data) for section in sections},
-        "not_analyzed": [vars(gap) for gap in gaps],
+        "not_analyzed": [
+            {"subject": gap.subject, "analysis": gap.analysis, "reason": gap.reason} for gap in gaps
+        ],
+        "methods": {
+            key: {name: text for name, text in vars(method).items() if name != "key"}
+            for key, method in methods.items()
+        },
     }
+    data = {"keys": {key: KEYS[key] for key in ("keys", *data) if key in KEYS}, **data}
     html = load_template(_TEMPLATE, "the report").render(
+        title=f"weightspace report: {', '.join(names)}",
         names=names,
-        sections=sections,
+        sections=[section for section in sections if section.blocks],
         gaps=gaps,
-        gap_rows=[(gap.subject, gap.analysis, gap.reason) for gap in gaps],
-        created=data["created"],
+        gap_table=_gap_table(gaps),
+        methods=methods,
+        summary=summary,
+        created=f"{data['created'][:16].replace('T', ' ')} UTC",
         version=data["weightspace"],
     )
-    return Report(html, data, gaps)
+    return Report(html, strict(data), gaps, summary)
+
+
+def _gap_table(gaps: Sequence[Gap]) -> Table:
+    rows = [(gap.subject, gap.analysis, gap.reason) for gap in gaps]
+    return Table(["what", "analysis", "why not"], rows, "What could not be analyzed, and why.")
+
+
+def _used(sections: Sequence[Section]) -> dict[str, Method]:
+    """The methods that some number on the page or some sentence was computed by, in the order of the sections."""
+    used: set[str] = set()
+    for section in sections:
+        for finding in section.findings:
+            used.update(finding.methods)
+        waiting = list(section.blocks)
+        for block in waiting:
+            if isinstance(block, Details):
+                waiting += block.blocks
+            elif isinstance(block, Table):
+                used.update(block.methods.values())
+            elif isinstance(block, Picture):
+                used.update(block.methods)
+    return {method.key: method for section in sections for method in section.methods if method.key in used}
+
+
+def strict(value: Any) -> Any:
+    """Replace floats that JSON cannot write by "inf", "-inf" and "nan"."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    return [strict(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def require_folder(folder: Path) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 
 from weightspace.common_order import Comparison, compare
 from weightspace.errors import WeightspaceError
-from weightspace.heritage import Lineage, lineage
-from weightspace.report.content import Block, Gap, Section, Subject, Table, Text
+from weightspace.heritage import Evidence, Lineage, lineage
+from weightspace.report.content import Block, Finding, Gap, Section, Severity, Subject, Table, Text
+from weightspace.report.descriptions import describe_lineage, describe_matrix
 from weightspace.report.figures import BLUE, GRAY, new_figure, picture, plain
+from weightspace.report.methods import SIMILARITY
+from weightspace.report.structures import group_by_structure, network_of
+from weightspace.report.wording import counted, listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from weightspace.network import Network
 
 NETWORKS_DRAWN = 60
 TITLE, ANCHOR = "How similar are they?", "similarity"
@@ -25,44 +27,75 @@ TITLE, ANCHOR = "How similar are they?", "similarity"
 def families(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     """Compare the files of each architecture that three or more have; pairs have a section of their own."""
     blocks: list[Block] = []
-    data, gaps = {}, []
-    for members in _by_structure([subject for subject in subjects if subject.network is not None]):
-        if len(members) < 3:
+    data, gaps, findings = {}, [], []
+    for family in group_by_structure(subjects):
+        if len(family.members) < 3:
             continue
-        names = ", ".join(member.name for member in members)
+        names = ", ".join(member.name for member in family.members)
         try:
-            comparison = compare(
-                {member.name: member.network for member in members if member.network is not None}
-            )
+            comparison = compare({member.name: network_of(member) for member in family.members})
             found = lineage(comparison)
         except WeightspaceError as error:
             gaps.append(Gap(names, "similarity", str(error)))
             continue
         blocks += similarity_blocks(comparison, found)
         data[names] = similarity_data(comparison, found)
-    return Section(TITLE, ANCHOR, blocks, data, gaps)
+        findings += similarity_findings(comparison, found)
+    return Section(TITLE, ANCHOR, blocks, data, gaps, findings, SIMILARITY)
 
 
-def _by_structure(subjects: Sequence[Subject]) -> list[list[Subject]]:
-    from weightspace.matching.alignment import corresponding_parameters
-
-    groups: list[list[Subject]] = []
-    for subject in subjects:
-        for group in groups:
-            try:
-                corresponding_parameters(_network(group[0]), _network(subject))
-            except WeightspaceError:
-                continue
-            group.append(subject)
-            break
-        else:
-            groups.append([subject])
-    return groups
+def similarity_section(comparison: Comparison, found: Lineage) -> Section:
+    """Return the one section of the page of `weightspace similarity`."""
+    return Section(
+        TITLE,
+        ANCHOR,
+        similarity_blocks(comparison, found),
+        similarity_data(comparison, found),
+        findings=similarity_findings(comparison, found),
+        methods=SIMILARITY,
+    )
 
 
-def _network(subject: Subject) -> Network:
-    assert subject.network is not None
-    return subject.network
+def similarity_findings(comparison: Comparison, found: Lineage) -> list[Finding]:
+    """Say how many families there are, which networks are one, and how far descent can be told."""
+    names = comparison.names
+    families = len(set(comparison.families))
+    count = counted(len(names), "network")
+    origin = "no two of common origin" if families == len(names) else (
+        f"in {counted(families, 'family', 'families')} of common origin"
+    )  # fmt: skip
+    findings = [
+        Finding(
+            f"{count} of one structure, {origin}, as far as the weights tell",
+            Severity.RESULT,
+            ANCHOR,
+            ("distances",),
+        )
+    ]
+    for same in equal_networks(comparison):
+        sentence = f"{listed(same, most=8)} are the same network up to neuron order"
+        findings.append(Finding(sentence, Severity.RESULT, ANCHOR, ("canonical-hash",)))
+    for tree in found.trees:
+        if len(tree.members) > 1:
+            sentence = (
+                f"Who of {len(tree.members)} related networks came first cannot be told; {tree.root} stands in their "
+                "middle"
+                if tree.evidence is Evidence.CENTER
+                else f"A guess at descent: {tree.root} is the oldest of {len(tree.members)} related networks, since "
+                f"{tree.evidence}; {tree.agreement:.0%} of the steps agree"
+            )
+            findings.append(Finding(sentence, Severity.NOTE, ANCHOR, ("lineage",)))
+    return findings
+
+
+def equal_networks(comparison: Comparison) -> list[list[str]]:
+    """Return the names of networks that are one, in several neuron orders."""
+    hashes = [own for own in comparison.hashes if own is not None]
+    return [
+        [name for name, other in zip(comparison.names, comparison.hashes, strict=True) if other == own]
+        for own in dict.fromkeys(hashes)
+        if hashes.count(own) > 1
+    ]
 
 
 def similarity_data(comparison: Comparison, found: Lineage) -> dict:
@@ -94,16 +127,20 @@ def similarity_blocks(comparison: Comparison, found: Lineage) -> list[Block]:
             "Distances modulo neuron order, relative to the norms: 0 the same weights, 1 and more nothing in "
             "common. Between families they are upper estimates."
         )
-        blocks.append(picture(matrix_figure(comparison), caption))
         blocks.append(
-            picture(lineage_figure(found), "Who was trained on from whom; lengths of steps on the lines.")
+            picture(
+                matrix_figure(comparison), caption, alt=describe_matrix(comparison), methods=("distances",)
+            )
         )
-    same = [
-        ", ".join(names[n] for n, other in enumerate(comparison.hashes) if other == own)
-        for own in dict.fromkeys(
-            h for h in comparison.hashes if h is not None and comparison.hashes.count(h) > 1
+        blocks.append(
+            picture(
+                lineage_figure(found),
+                "Who was trained on from whom; lengths of steps on the lines.",
+                alt=describe_lineage(found),
+                methods=("lineage",),
+            )
         )
-    ]
+    same = [", ".join(group) for group in equal_networks(comparison)]
     if same:
         blocks.append(Text(f"One network in several neuron orders: {'; '.join(same)}."))
     for tree in found.trees:
@@ -117,7 +154,8 @@ def similarity_blocks(comparison: Comparison, found: Lineage) -> list[Block]:
     rows = [[e.parent, e.child, f"{e.length:.4g}", f"{e.shared:.1%}"] for e in found.edges]
     if rows:
         headers = ["parent", "child", "distance", "weights untouched"]
-        blocks.append(Table(headers, rows, caption="Steps of training, as the weights suggest them."))
+        methods = {"parent": "lineage", "distance": "distances", "weights untouched": "lineage"}
+        blocks.append(Table(headers, rows, "Steps of training, as the weights suggest them.", methods))
     return blocks
 
 
@@ -141,7 +179,7 @@ def matrix_figure(comparison: Comparison) -> Figure:
     top.set_ylabel("relative distance", fontsize=8)
     top.spines[["top", "right", "bottom"]].set_visible(False)
     values = comparison.relative[np.ix_(order, order)]
-    image = below.imshow(values, cmap="viridis_r", vmin=0, vmax=max(values.max(), 1e-12), aspect="auto")
+    image = below.imshow(values, cmap="Blues", vmin=0, vmax=max(values.max(), 1e-12), aspect="auto")
     labels = [names[n] for n in order]
     below.set_xticks(range(len(names)), labels, rotation=90, fontsize=7)
     below.set_yticks(range(len(names)), labels, fontsize=7)

@@ -8,11 +8,28 @@ from collections.abc import Sequence
 from weightspace.errors import WeightspaceError
 from weightspace.graph import encode
 from weightspace.inspection import TensorRow
-from weightspace.report.content import Block, Gap, Listing, Section, Subject, Table, Text
+from weightspace.report.content import (
+    Block,
+    Details,
+    Finding,
+    Gap,
+    Picture,
+    Section,
+    Severity,
+    Subject,
+    Table,
+    Text,
+)
+from weightspace.report.descriptions import describe_graph, describe_spectra
 from weightspace.report.figures import graph_figure, picture, spectra_figure
+from weightspace.report.methods import COUNTS, GRAPH, HASH, TENSORS
+from weightspace.report.tensor_findings import is_sound, tensor_findings
+from weightspace.report.wording import counted, listed
 
 ROWS_SHOWN = 300
 SPECTRA_SHOWN = 10
+FILES_OPEN = 3  # of more files the tables are folded
+GRAPHS_DRAWN = 12
 NEURONS_DRAWN = 2000
 LAYERS_DRAWN = 40
 EDGES_ENCODED = 2_000_000
@@ -26,7 +43,7 @@ def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         network = subject.network
         kinds = f"{len(network.nodes)} operations" if network else "not read as a network"
         rows.append([subject.name, kinds, f"{totals['tensors']:,}", f"{totals['parameters']:,}",
-                     f"{totals['bytes'] / 1e6:,.2f}", network.hash[:16] if network else "-"])  # fmt: skip
+                     f"{totals['bytes']:,}", network.hash[:16] if network else "-"])  # fmt: skip
         data[subject.name] = {
             "path": str(subject.path),
             **totals,
@@ -45,51 +62,95 @@ def overview(subjects: Sequence[Subject], evaluation: object = None) -> Section:
                     f"{node.operation.attributes['name']} is not known",
                 )
             )
-    blocks: list[Block] = [Table(["file", "network", "tensors", "parameters", "MB", "hash"], rows)]
-    for subject in subjects:
+    headers = ["file", "network", "tensors", "parameters", "bytes", "hash"]
+    table = Table(headers, rows, "Every file, and what was read from it.", {"hash": HASH.key})
+    blocks: list[Block] = [table]
+    findings = [_contents(subjects)]
+    for number, subject in enumerate(subjects):
         assumed = subject.network.metadata.get("assumed") if subject.network else None
         if assumed:
             blocks.append(Text(f"{subject.name}: assumed {assumed}."))
-        if subject.inspection.findings:
-            blocks.append(Listing(f"{subject.name}:", subject.inspection.findings))
-    return Section("What is in there", "overview", blocks, data, gaps)
+            sentence = f"{subject.name}: read as a network by assuming {assumed}"
+            findings.append(Finding(sentence, Severity.CAUTION, "overview"))
+        findings += tensor_findings(subject.name, subject.inspection, tensors_anchor(number))
+    sound = [subject.name for subject in subjects if is_sound(subject.inspection)]
+    if sound:
+        sentence = f"No NaN or infinite entries, no dead or repeated units in {listed(sound)}"
+        findings.append(Finding(sentence, Severity.NOTE, "layers", (COUNTS.key,)))
+    return Section("What is in there", "overview", blocks, data, gaps, findings, (HASH, *TENSORS))
+
+
+def tensors_anchor(number: int) -> str:
+    """Return the anchor of the table of a file's tensors."""
+    return f"tensors-{number + 1}"
+
+
+def _contents(subjects: Sequence[Subject]) -> Finding:
+    totals = [subject.inspection.totals for subject in subjects]
+    networks = sum(subject.network is not None for subject in subjects)
+    read = "all" if networks == len(subjects) else f"{networks:,} of them"
+    if len(subjects) == 1:
+        read = "read as a network" if networks else "not read as a network"
+    else:
+        read = f"{read if networks else 'none'} read as {'a network' if networks == 1 else 'networks'}"
+    sentence = (
+        f"{counted(len(subjects), 'file')} with {counted(sum(t.parameters for t in totals), 'parameter')} in "
+        f"{counted(sum(t.tensors for t in totals), 'tensor')}, {read}"
+    )
+    return Finding(sentence, Severity.RESULT, "overview")
+
+
+COLUMNS = {
+    "tensor": "",
+    "shape": "",
+    "dtype": "",
+    "norm": "norm",
+    "spectral norm": "spectrum",
+    "stable rank": "spectrum",
+    "alpha": "alpha",
+    "KS": "alpha",
+    "dead": "counts",
+    "NaN/Inf": "counts",
+    "note": "",
+}
 
 
 def layers(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     """One row per tensor, and the singular values drawn."""
     blocks: list[Block] = []
     data = {}
-    for subject in subjects:
+    for number, subject in enumerate(subjects):
         rows = subject.inspection.rows
-        shown = [_row(row) for row in rows[:ROWS_SHOWN]]
         more = (
             f" The first {ROWS_SHOWN} of {len(rows)}; all are in report.json."
             if len(rows) > ROWS_SHOWN
             else ""
         )
-        headers = [
-            "tensor",
-            "shape",
-            "dtype",
-            "norm",
-            "spectral norm",
-            "stable rank",
-            "alpha",
-            "KS",
-            "dead",
-            "NaN/Inf",
-            "note",
-        ]
-        blocks.append(Table(headers, shown, caption=f"{subject.name}.{more}"))
-        spectra = {row.name: row.singular_values for row in rows if row.singular_values is not None}
-        largest = sorted(spectra, key=lambda name: -len(spectra[name]))[:SPECTRA_SHOWN]
-        if largest:
-            figure = spectra_figure(
-                {name: [float(v) for v in spectra[name]] for name in spectra if name in largest}
-            )
-            blocks.append(picture(figure, f"Singular values of {subject.name}."))
+        methods = {header: method for header, method in COLUMNS.items() if method}
+        table = Table(
+            list(COLUMNS),
+            [_row(row) for row in rows[:ROWS_SHOWN]],
+            f"Tensors of {subject.name}.{more}",
+            methods,
+        )
+        title = f"{subject.name}: {counted(len(rows), 'tensor')}"
+        inner = [*_spectra(subject), table]
+        blocks.append(Details(title, inner, tensors_anchor(number), open=len(subjects) <= FILES_OPEN))
         data[subject.name] = json.loads(subject.inspection.to_json(singular_values=True))
-    return Section("Layers", "layers", blocks, data)
+    return Section("Layers", "layers", blocks, data, methods=TENSORS)
+
+
+def _spectra(subject: Subject) -> list[Picture]:
+    spectra = {
+        row.name: row.singular_values for row in subject.inspection.rows if row.singular_values is not None
+    }
+    largest = sorted(spectra, key=lambda name: -len(spectra[name]))[:SPECTRA_SHOWN]
+    if not largest:
+        return []
+    drawn = {name: [float(v) for v in spectra[name]] for name in spectra if name in largest}
+    which = "" if len(drawn) == len(spectra) else f" The {len(drawn)} largest of {len(spectra)} matrices."
+    caption = f"Singular values of {subject.name}.{which}"
+    return [picture(spectra_figure(drawn), caption, alt=describe_spectra(drawn), methods=("spectrum",))]
 
 
 def _row(row: TensorRow) -> list[str]:
@@ -101,7 +162,7 @@ def _row(row: TensorRow) -> list[str]:
         " x ".join(map(str, row.shape)) or "scalar",
         row.dtype,
         number(row.norm),
-        number(row.spectral_norm),
+        "~" * row.spectral_norm_is_estimate + number(row.spectral_norm),
         number(row.stable_rank),
         number(row.alpha),
         number(row.alpha_ks),
@@ -115,6 +176,7 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
     """The graph of neurons and weights, drawn."""
     blocks: list[Block] = []
     data, gaps = {}, []
+    many = len(subjects) > FILES_OPEN
     for subject in subjects:
         if subject.network is None:
             continue
@@ -132,11 +194,30 @@ def neurons(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         }
         if count > NEURONS_DRAWN or len(graph.layer_sizes) > LAYERS_DRAWN:
             size = f"{count:,} neurons in {len(graph.layer_sizes)} layers"
-            gaps.append(Gap(subject.name, "drawing of the parameter graph", f"{size} are too many to draw"))
+            gaps.append(
+                Gap(
+                    subject.name, "drawing of the parameter graph", f"{size} are too many to draw", minor=True
+                )
+            )
             continue
+        if len(blocks) == GRAPHS_DRAWN:
+            gaps.append(
+                Gap(
+                    subject.name,
+                    "drawing of the parameter graph",
+                    f"{GRAPHS_DRAWN} others are drawn",
+                    minor=True,
+                )
+            )
+            continue
+        edges = f"{graph.edge_index.shape[1]:,}"
         caption = (
             f"{subject.name}: neurons by layer, colored by bias, and the weights that are largest "
-            f"for their layer, of {graph.edge_index.shape[1]:,} (red positive, blue negative)."
+            f"for their layer, of {edges} (red positive, blue negative)."
         )
-        blocks.append(picture(graph_figure(graph), caption, form="png"))
-    return Section("Neurons and weights", "neurons", blocks, data, gaps)
+        drawn = picture(
+            graph_figure(graph), caption, alt=describe_graph(graph), form="png", methods=("graph",)
+        )
+        title = f"{subject.name}: {counted(count, 'neuron')}, {edges} weights"
+        blocks.append(Details(title, [drawn], open=not blocks) if many else drawn)
+    return Section("Neurons and weights", "neurons", blocks, data, gaps, methods=(GRAPH,))
