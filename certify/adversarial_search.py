@@ -71,6 +71,15 @@ def find_adversarial_examples(
         UnsupportedOperationError: an operation without a rule, or an unknown norm.
     Source: Madry, Makelov, Schmidt, Tsipras, Vladu, Towards deep learning models resistant to adversarial attacks
     (2018), section 2.1.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import digits, load
+        >>> _, _, images, labels = digits()
+        >>> network = load("digits_mlp_a")
+        >>> found = certify.find_adversarial_examples(network, images[:20], labels[:20], epsilon=2.0, steps=5)
+        >>> int(found.found.sum()) > 0
+        True
     """
     network = classifier(model_or_network, x, y)
     require_ball(x, epsilon, norm, clip)

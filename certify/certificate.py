@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from certify import checker
 from certify.regions import Ball, Box, Region
 from weightspace.errors import CheckpointError
+from weightspace.report.wording import rounded_down, rounded_up
 
 
 class Status(enum.Enum):
@@ -75,6 +76,16 @@ class Certificate:
         relaxations: one per scalar activation, of a bound that uses the slopes that occur over the region.
         seconds: wall time of the search.
         versions: of the libraries used.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_maxmin")
+        >>> certificate = certify.lipschitz(network, bounder=certify.NormProduct())
+        >>> print(certificate.status)
+        certified: the rigorous check accepted the bound
+        >>> certify.Certificate.from_json(certificate.to_json()) == certificate
+        True
     """
 
     upper_bound: float | None
@@ -162,7 +173,10 @@ class Certificate:
             CheckpointError: not a certificate, another version, fields missing, unknown or mistyped, edited.
         """
         try:
-            return certificate_of(checker.parse_certificate(text))
+            fields = checker.parse_certificate(text)
+            if fields["format"] != checker.FORMAT:
+                raise ValueError("this is the certificate of a property, not of a Lipschitz constant; `check` reads it")
+            return certificate_of(fields)
         except ValueError as error:  # also of a Box whose corners do not fit
             raise CheckpointError(str(error)) from error
 
@@ -180,9 +194,9 @@ class Certificate:
 
     def _rows(self) -> list[tuple[str, str]]:
         rows = [
-            ("upper bound", _shown(self.upper_bound)),
-            ("optimum lower bound", _shown(self.optimum_lower_bound)),
-            ("sampled lower bound", _shown(self.sampled_lower_bound)),
+            ("upper bound", shown_above(self.upper_bound)),
+            ("optimum lower bound", shown_below(self.optimum_lower_bound)),
+            ("sampled lower bound", shown_below(self.sampled_lower_bound)),
             ("norm", self.norm),
             ("output", "all" if self.output is None else str(self.output)),
             ("region", "all inputs" if self.region is None else repr(self.region)),
@@ -193,7 +207,7 @@ class Certificate:
             ("seconds", f"{self.seconds:.3g}"),
             ("claim", self.claim),
         ]
-        return rows if self.delta is None else [*rows[:3], ("delta", _shown(self.delta)), *rows[3:]]
+        return rows if self.delta is None else [*rows[:3], ("delta", shown_above(self.delta)), *rows[3:]]
 
 
 def certificate_of(fields: Mapping) -> Certificate:
@@ -263,5 +277,11 @@ def _hexes(values: Sequence[float] | None) -> list[str] | None:
     return None if values is None else [float(value).hex() for value in values]
 
 
-def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.8g}"
+def shown_above(value: float | None, digits: int = 8) -> str:
+    """Return an upper bound with so many digits, rounded up: what is read is proven too."""
+    return "none" if value is None else rounded_up(value, digits)
+
+
+def shown_below(value: float | None, digits: int = 8) -> str:
+    """Return a lower bound with so many digits, rounded down."""
+    return "none" if value is None else rounded_down(value, digits)

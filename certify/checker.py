@@ -40,6 +40,8 @@ MULTIPLIERS, NORM_PRODUCT = "multipliers", "norm product"
 CERTIFIED = "certified: the rigorous check accepted the bound"
 FAILED = "failed: no bound was found that the rigorous check accepts; try bounder=NormProduct()"
 UNIT = 2.0**-53
+EXPANDED = 2**28  # bytes that a compressed file may take in memory whatever its size
+ROOM = 2**28  # entries of the largest matrix that is formed: a short file may describe a network of any size
 
 UNBOUNDED = ("square", "exp", "expm1")
 SLOPES = {
@@ -76,6 +78,28 @@ class Refused(Failure):
 def canonical_json(value):
     """Return the one spelling of a JSON value that digests are taken of."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=True).encode("ascii")
+
+
+def parse_json(text):
+    """Read JSON; a name must not stand twice in an object, since programs differ in which of the two they keep.
+
+    Raises:
+        ValueError: it is no JSON.
+        Refused: a name stands twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _unique(pairs):
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for place, name in enumerate(names[1:]) if name == names[place])
+        raise Refused(f"the file was edited: the name {twice[:60]!r} stands twice")
+    return result
 
 
 def digest(fields):
@@ -202,10 +226,10 @@ def parse_certificate(text):
 
     Raises:
         Unreadable: not a certificate, another version, missing, unknown or mistyped fields.
-        Refused: the digest or the claim does not match the fields: the file was edited.
+        Refused: the digest or the claim does not match the fields, or a name stands twice: the file was edited.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if not isinstance(data, dict) or data.get("format") not in (FORMAT, PROPERTY_FORMAT):
             raise ValueError("it is not a weightspace certificate")
         if type(data.get("version")) is not int or data["version"] != VERSION:
@@ -220,6 +244,8 @@ def parse_certificate(text):
             except (ValueError, OverflowError) as error:
                 raise ValueError(f"field {name!r}: {error}") from error
         expected = digest(data)
+    except Refused:
+        raise
     except (ValueError, TypeError, RecursionError, UnicodeError) as error:
         raise Unreadable(f"the certificate cannot be read: {error}; write it again with `certify`") from error
     if data["digest"] != expected:
@@ -237,15 +263,39 @@ def parse_certificate(text):
 
 
 def load_network(path):
-    """Read what `Network.save_npz` wrote: the graph (from JSON) and name -> (dtype, array)."""
+    """Read what `Network.save_npz` wrote: the graph (from JSON) and name -> (dtype, array).
+
+    Raises:
+        Unreadable: the file is no such file, or would take more memory than its size.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            require_plain_archive(archive.zip)
             arrays = {name: archive[name] for name in archive.files}
-        graph = json.loads(arrays.pop("network").tobytes().decode("ascii"))
+        graph = parse_json(arrays.pop("network").tobytes().decode("ascii"))
         return graph, arrays_to_parameters(graph, arrays)
     except Exception as error:  # zip, zlib, numpy and JSON each have their own
         reason = f"{type(error).__name__} {error}"
         raise Unreadable(f"{path} is not a network written by save_npz: {reason}") from error
+
+
+def require_plain_archive(archive):
+    """Raise ValueError unless an open zip of arrays takes as much memory as its arrays, and each name stands once.
+
+    A few bytes may state a shape of any size, and a compressed file may expand a thousandfold.
+    """
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("two arrays have the same name")
+    expanded = sum(member.file_size for member in members)
+    if expanded > EXPANDED and expanded > 100 * sum(member.compress_size for member in members):
+        raise ValueError(f"it expands to {expanded} bytes, more than a hundred times its size")
+    for member in members:
+        with archive.open(member) as file:
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            shape, _, dtype = read[np.lib.format.read_magic(file)](file)
+            if dtype.hasobject or not dtype.itemsize or math.prod(shape) * dtype.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} has no plain numbers, or fewer than its shape {shape} says")
 
 
 def arrays_to_parameters(graph, arrays):
@@ -411,13 +461,13 @@ class Model:
         pairs, current = [], None
         for step in self.steps[1:]:
             if step.rule == "slopes":
-                pairs.append(current or (np.eye(step.width), None))
+                pairs.append(current or (_identity(step.width), None))
                 current = None
             elif step.rule in ("linear", "scale", "average"):
                 current = _compose(step, current, self.steps[step.inputs[0]].width)
             elif step.rule != "same":
                 return None
-        return [*pairs, current or (np.eye(self.steps[-1].width), None)]
+        return [*pairs, current or (_identity(self.steps[-1].width), None)]
 
 
 def _compose(step, current, width):
@@ -427,7 +477,7 @@ def _compose(step, current, width):
         return step.matrix, None
     if step.width * width > UNROLLED:
         raise Refused(f"{step.kind} at node {step.name!r} makes a matrix of more than {UNROLLED} entries")
-    weight, error = current or (np.eye(width), None)
+    weight, error = current or (_identity(width), None)
     _in_range(weight)  # else products could underflow, which no relative error covers
     _in_range(step.matrix)
     terms = 1 if step.rule == "scale" else step.matrix.shape[1]
@@ -436,6 +486,17 @@ def _compose(step, current, width):
     if error is not None:
         total = total + (1 + 3 * step.relative) * _linear(step, [error], absolute=True)
     return _linear(step, [weight]), 1.0001 * total
+
+
+def require_room(place, *sizes):
+    """Raise Refused where a matrix of these sizes has more entries than `ROOM`."""
+    if math.prod(sizes) > ROOM:
+        raise Refused(f"{place} needs a matrix of {' x '.join(map(str, sizes))} entries, more than {ROOM}")
+
+
+def _identity(width):
+    require_room("a matrix of features", width, width)
+    return np.eye(width)
 
 
 def require_unrolled(steps):
@@ -462,10 +523,12 @@ def rebuild(graph, parameters):
         if entry["name"] in needed:
             needed.update(entry["inputs"])
     entries, tokens = _one_row([entry for entry in entries if entry["name"] in needed])
-    steps, positions, constants = [], {}, {}
+    steps, positions, constants, total = [], {}, {}, 0
     single = all(len(entry["shape"]) == 1 for entry in entries if entry["kind"] == "Input")
     for entry in entries:
         name, roles = entry["name"], entry["parameters"]
+        total += math.prod(n for n in entry["shape"][1:] if n is not None)
+        require_room(f"the network up to node {name!r}", 4, total)
         if single:
             entry = _batched(entry)
         tensors = {role: _array(parameters, key) for role, key in roles.items()}
@@ -667,7 +730,7 @@ def _windowed(place, kind, attributes, given, shape, tensors, step):
         size = attributes["size"]
         if len(size) != axes or any(n not in (None, -1, out) for n, out in zip(size, outputs, strict=True)):
             raise Refused(f"{place} cannot turn shape {given} into {shape}")
-        means = [_adaptive_means(*one) for one in zip(sizes, outputs, strict=True)]
+        means = [_adaptive_means(place, *one) for one in zip(sizes, outputs, strict=True)]
         return _average(given, outputs, means, step)
     weight = tensors["weight"] if kind == "Conv" else np.zeros((0, 0))
     kernel = list(weight.shape[2:] if kind == "Conv" else attributes["kernel"])
@@ -693,6 +756,7 @@ def _windowed(place, kind, attributes, given, shape, tensors, step):
         lines = zip(sizes, outputs, kernel, stride, padding, strict=True)
         return _average(given, outputs, [_moving_means(place, *line, counted) for line in lines], step)
     if kind == "MaxPool":
+        require_room(place, channels, *outputs, *kernel)
         table = np.full((math.prod(outputs), math.prod(kernel)), -1)
         for place_, (_, rows, columns) in enumerate(_taps(*windows)):
             table[rows, place_] = columns
@@ -742,6 +806,7 @@ def _taps(sizes, outputs, kernel, stride, padding, dilation):
 def _moving_means(place, n, count, kernel, stride, padding, counted):
     """Return (windows as a mask, divisors) along one axis; the divisor counts padding or does not."""
     starts = stride * np.arange(count) - padding
+    require_room(place, n, count)
     inside = (np.arange(n) >= starts[:, None]) & (np.arange(n) < starts[:, None] + kernel)
     divisors = np.minimum(starts + kernel, n + padding) - starts if counted else inside.sum(axis=1)
     if not (divisors > 0).all():
@@ -749,7 +814,8 @@ def _moving_means(place, n, count, kernel, stride, padding, counted):
     return inside, divisors
 
 
-def _adaptive_means(n, count):
+def _adaptive_means(place, n, count):
+    require_room(place, n, count)
     starts, ends = np.arange(count) * n // count, -(-(np.arange(count) + 1) * n // count)
     inside = (np.arange(n) >= starts[:, None]) & (np.arange(n) < ends[:, None])
     return inside, ends - starts
@@ -849,12 +915,14 @@ def _groups(place, kind, attributes, width, weight):
         n = attributes["group_size"]
         if type(n) is not int or n < 1 or width % n:
             raise Refused(f"{place} cannot sort {width} features in groups of {n}")
+        require_room(place, n, n)
         c, basis = np.eye(n) - 1.0 / n, np.ones((1, 1))
         if n > 1:
             basis = np.vstack([np.eye(n - 1), -np.ones((1, n - 1))])
         return np.broadcast_to(c, (width // n, n, n)), np.broadcast_to(basis, (width // n, *basis.shape))
     if weight.ndim != 2 or weight.size != width or not np.abs(weight).max(axis=1).all():
         raise Refused(f"{place} has directions that do not fit {width} features or vanish")
+    require_room(place, *weight.shape, weight.shape[1])
     powers = np.frexp(np.abs(weight).max(axis=1, keepdims=True))[1]
     w = _in_range(np.ldexp(weight, -powers))  # exact in this range; only the direction counts
     if ((w == 0) != (weight == 0)).any():
@@ -908,7 +976,7 @@ def structure(model, output):
     """
     steps, last = model.steps, model.steps[-1]
     if output is not None:  # equal entries of two rows of the last matrix are zeros of their difference
-        rows = select_rows(last.matrix if last.rule == "linear" else np.eye(last.width), output)
+        rows = select_rows(last.matrix if last.rule == "linear" else _identity(last.width), output)
         inputs = last.inputs if last.rule == "linear" else (len(steps) - 1,)
         before = steps[:-1] if last.rule == "linear" else steps
         steps = (*before, Step("output", "Linear", "linear", inputs, (None, 1), matrix=rows))
@@ -1873,6 +1941,7 @@ def chain_bounded(weights, slopes, rho, multipliers, weight_errors=None):
     diagonals, errors, couplings, coupling_errors = [], [], [], []
     keep_input = bool(slopes[0][0].any())
     for k in range(-1 if keep_input else 0, last + 1):
+        require_room("the matrix inequality", *[scaled[0].shape[1] if k < 0 else len(lam[k])] * 2)
         block = rho * np.eye(scaled[0].shape[1]) if k < 0 else np.diag(2 * lam[k])
         error = np.zeros_like(block)
         if k == 0 and not keep_input:
@@ -1953,6 +2022,8 @@ def inequality(model, norm, output, rho, multipliers, input_multipliers=None):
     strength = _in_range(np.concatenate(strengths), 2.0**-600, 2.0**600)
     powers = np.frexp(strength)[1] // 2
     strength, signals = np.ldexp(strength, -2 * powers), []
+    for step in model.steps:
+        require_room(f"{step.kind} at node {step.name!r}", max(step.width, len(strength)), len(strength))
     total = _Assembly(strength)
     for step, mask, at in zip(model.steps, masks, places, strict=True):
         given = [signals[i] for i in step.inputs]
@@ -2392,6 +2463,7 @@ def divide(lower, upper, splits):
     Raises:
         Refused: it is no tree, or names an input that does not exist.
     """
+    require_room("the splitting of the region", sum(split < 0 for split in splits), len(lower))
     pending, lowers, uppers = [(lower, upper)], [], []
     for split in splits:
         if not pending or split >= len(lower):
@@ -2443,9 +2515,12 @@ def _check_property(fields, graph, parameters):
         if not all(math.isfinite(value) for row in [*one["matrix"], one["bounds"]] for value in row):
             raise Refused("a polyhedron has a number that is not finite")
     lowers, uppers = divide(lower, upper, fields["splits"])
-    margin = math.inf
-    for start in range(0, len(lowers) if polyhedra else 0, 256):
-        part = slice(start, start + 256)
+    margin, rows = math.inf, sum(len(one["bounds"]) for one in polyhedra)
+    widest = max(step.width for step in model.steps)
+    require_room("the property", rows, widest)
+    together = max(1, min(256, ROOM // 16 // max(1, rows * widest)))
+    for start in range(0, len(lowers) if polyhedra else 0, together):
+        part = slice(start, start + together)
         excess, _ = least_excess(model, boxes(lowers[part], uppers[part]), polyhedra)
         margin = min(margin, float(excess.min()))
         if not margin > 0:
@@ -2460,12 +2535,14 @@ def certificates_in(text):
         Refused: it is such a file and does not prove everything it is about.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         if data["format"] != VERDICT_FORMAT:
             return [text]
         found, edited = [entry["certificate"] for entry in data["properties"]], data["digest"] != digest(data)
         asked = [(entry["region"], entry["unsafe"]) for entry in data["properties"]]
         proved = [one and (one["region"], one["unsafe"]) for one in found]
+    except Refused:
+        raise
     except (ValueError, TypeError, LookupError, RecursionError):
         return [text]  # which `parse_certificate` will not read
     if edited:
@@ -2484,16 +2561,19 @@ def main(arguments):
     if len(arguments) != 2:
         sys.stderr.write("usage: python checker.py CERTIFICATE.json NETWORK.npz\n")
         return 2
+    name = arguments[0]
     try:
-        with open(arguments[0], encoding="utf-8") as file:
+        with open(name, encoding="utf-8") as file:
             certificates = [parse_certificate(text) for text in certificates_in(file.read())]
-        network = load_network(arguments[1])
+        name = arguments[1]
+        network = load_network(name)
         margins = [check_certificate(fields, *network) for fields in certificates]
     except Refused as error:
         sys.stdout.write(f"invalid: {error}\n")
         return 1
     except (OSError, ValueError, MemoryError) as error:
-        sys.stderr.write(f"error: {error or 'out of memory'}\n")
+        reason = getattr(error, "strerror", None) or str(error) or "out of memory"
+        sys.stderr.write(f"error: {Failure(reason if name in reason else f'{name}: {reason}')}\n")
         return 2
     for fields, margin in zip(certificates, margins, strict=True):
         found = f"margin {margin:.3g}"

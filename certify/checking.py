@@ -23,6 +23,14 @@ class CheckResult:
         reason: why not, or what was proven.
         margin: smallest pivot of the factorizations, scaled to a unit diagonal and after subtraction of all
             rounding errors (inf where no matrix had to be factored, None where invalid).
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> certificate = certify.lipschitz(load("digits_maxmin"), bounder=certify.NormProduct())
+        >>> result = certify.check(certificate, load("digits_mlp_a"))
+        >>> result.valid, result.margin
+        (False, None)
     """
 
     valid: bool
@@ -41,6 +49,17 @@ def check(certificate: Certificate, network: Network, *, exact: bool = False) ->
         exact: also decide the matrix inequalities in rational arithmetic; for up to some dozens of neurons.
     Raises:
         CheckpointError: the certificate or the network's description is broken.
+
+    Examples:
+        >>> import certify, dataclasses
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_maxmin")
+        >>> certificate = certify.lipschitz(network)
+        >>> certify.check(certificate, network).valid
+        True
+        >>> better = dataclasses.replace(certificate, upper_bound=certificate.upper_bound / 2)
+        >>> certify.check(better, network).valid
+        False
     """
     return check_text(certificate.to_json(), network, exact=exact)
 

@@ -190,7 +190,10 @@ def check(
         reason = getattr(error, "strerror", None) or "it is not text"
         raise CheckpointError(f"cannot read certificate {str(certificate)!r}: {reason}") from error
     network = read(file, architecture=architecture, activation=activation, layout=layout)
-    result = check_file(text, network, exact=exact)
+    try:
+        result = check_file(text, network, exact=exact)
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(certificate)!r}: {error}") from error
     if as_json:
         margin = result.margin if result.margin is None or math.isfinite(result.margin) else None
         _print_json({"valid": result.valid, "reason": result.reason, "margin": margin, "exact": exact})

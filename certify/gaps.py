@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from certify.certificate import Certificate, Status
+from certify.certificate import Certificate, Status, shown_above, shown_below
 
 
 def describe_gap(certificate: Certificate, limit: float) -> str | None:
@@ -19,8 +19,8 @@ def describe_gap(certificate: Certificate, limit: float) -> str | None:
     if certificate.status is Status.CERTIFIED and upper is not None and upper <= limit:
         return None
     numbers = (
-        f"limit {limit:g}, upper bound {_shown(upper)}, dual bound of the relaxation {_shown(dual)}, attained "
-        f"{_shown(attained)}"
+        f"limit {limit:g}, upper bound {shown_above(upper, 6)}, dual bound of the relaxation {shown_below(dual, 6)}, "
+        f"attained {shown_below(attained, 6)}"
     )
     if attained is not None and attained > limit:
         reason = "the network itself stretches by more than the limit, so that no method can certify it"
@@ -40,7 +40,3 @@ def describe_gap(certificate: Certificate, limit: float) -> str | None:
             "the search stopped between its dual bound and its upper bound; a smaller tolerance may reach it"
         )
     return f"{numbers}: {reason}"
-
-
-def _shown(value: float | None) -> str:
-    return "none" if value is None else f"{value:.6g}"

@@ -50,6 +50,15 @@ def verify(
         ShapeError: the property does not fit the network's inputs or outputs.
     Source: Wang, Pei, Whitehouse, Yang, Jana, Formal security analysis of neural networks using symbolic intervals
     (2018), for splitting inputs; `checker.Bounds` for the linear bounds.
+
+    Examples:
+        >>> import certify, torch
+        >>> identity = torch.nn.Linear(1, 1)
+        >>> identity.weight.data, identity.bias.data = torch.ones(1, 1), torch.zeros(1)
+        >>> unsafe = certify.Polyhedron([[-1.0]], [-2.0])  # y >= 2
+        >>> verdict = certify.verify(identity, certify.Property(certify.Box([0.0], [1.0]), (unsafe,)))
+        >>> print(verdict.status)
+        proved: no input of the region reaches an unsafe output
     """
     started = time.perf_counter()
     network = as_network(model_or_network, example_inputs)

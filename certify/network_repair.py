@@ -78,6 +78,15 @@ def repair(
         NonFiniteError: NaN or infinite x or targets.
     Source: Boetius, Leue, Sutter, A robust optimisation perspective on counterexample-guided repair of neural networks
     (2023).
+
+    Examples:
+        >>> import certify, torch
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> box = certify.Box([0.0, 0.0], [1.0, 1.0])
+        >>> unsafe = certify.Polyhedron([[-1.0, 0.0]], [-0.5])  # y_0 >= 0.5
+        >>> samples = torch.rand(50, 2)
+        >>> print(certify.repair(module, certify.Property(box, (unsafe,)), samples).status)
+        repaired: every property is proved
     """
     started = time.perf_counter()
     network = as_network(model_or_network, example_inputs)

@@ -87,6 +87,13 @@ def bound_pairs(
         ShapeError: a pair that does not exist.
     Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019), section 4; Raghunathan, Steinhardt, Liang,
     Certified defenses against adversarial examples (2018), for pairs of one hidden layer in l-infinity.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> found = certify.bound_pairs(load("digits_mlp_a"), pairs=[(3, 8)])
+        >>> round(float(found.values[3, 8]), 1), list(found.certificates)
+        (13.7, [(3, 8)])
     """
     started = time.perf_counter()
     if norm not in ("l2", "linf"):

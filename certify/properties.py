@@ -24,6 +24,11 @@ class Polyhedron:
     Raises:
         ShapeError: not one bound per row, or no rows.
         NonFiniteError: NaN or infinite numbers.
+
+    Examples:
+        >>> import certify
+        >>> certify.Polyhedron([[1.0, -1.0], [1.0, 0.0]], [0.0, 5.0])  # y_0 <= y_1 and y_0 <= 5
+        Polyhedron(matrix=((1.0, -1.0), (1.0, 0.0)), bounds=(0.0, 5.0))
     """
 
     matrix: tuple[tuple[float, ...], ...]
@@ -51,6 +56,12 @@ class Property:
         name: for messages and reports.
     Raises:
         ShapeError: the polyhedra speak about different numbers of outputs.
+
+    Examples:
+        >>> import certify
+        >>> unsafe = certify.Polyhedron([[1.0, -1.0]], [0.0])  # y_0 <= y_1
+        >>> certify.Property(certify.Box([0.0], [1.0]), (unsafe,), name="class 0 wins").region
+        Box(1 inputs)
     """
 
     region: Box

@@ -22,6 +22,11 @@ class Box:
     Raises:
         ShapeError: the corners have different shapes, or a lower end is above its upper one.
         NonFiniteError: NaN or infinite ends.
+
+    Examples:
+        >>> import certify, torch
+        >>> certify.Box(torch.zeros(2), torch.ones(2))
+        Box(2 inputs)
     """
 
     lower: tuple[float, ...]
@@ -65,6 +70,14 @@ class Ball:
     Raises:
         ShapeError: a negative radius.
         NonFiniteError: NaN or infinite numbers.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> near, network = certify.Ball([0.5] * 64, 0.01), load("digits_mlp_a")
+        >>> local = certify.lipschitz(network, region=near, bounder=certify.LipSDP())
+        >>> local.upper_bound < certify.lipschitz(network).upper_bound
+        True
     """
 
     center: tuple[float, ...]

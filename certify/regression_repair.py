@@ -55,6 +55,16 @@ def fit_repaired(
             the model.
     Source: Boetius, Leue, Sutter, A robust optimisation perspective on counterexample-guided repair of neural networks
     (2023), who repair linear regression by quadratic programs over counterexamples.
+
+    Examples:
+        >>> import certify, torch
+        >>> x = torch.linspace(0, 1, 20, dtype=torch.float64).unsqueeze(1)
+        >>> below = certify.Polyhedron([[1.0]], [0.0])  # y <= 0
+        >>> fitted = certify.fit_repaired(x, x - 0.2, certify.Property(certify.Box([0.0], [1.0]), (below,)))
+        >>> print(fitted.status)
+        repaired: every property is proved
+        >>> fitted.error > fitted.free_error
+        True
     """
     properties = (properties,) if isinstance(properties, Property) else tuple(properties)
     samples, targets = _data(x, y, properties)

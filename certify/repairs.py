@@ -13,7 +13,13 @@ from weightspace.network import Network
 
 
 class RepairStatus(enum.Enum):
-    """How a repair ended, in words for the user."""
+    """How a repair ended, in words for the user.
+
+    Examples:
+        >>> import certify
+        >>> print(certify.RepairStatus.REPAIRED)
+        repaired: every property is proved
+    """
 
     REPAIRED = "repaired: every property is proved"
     INFEASIBLE = "not repaired: no change obeys the constraints at the counterexamples"

@@ -37,6 +37,15 @@ class RobustAccuracy:
         attack: the adversarial examples found; None without an attack.
         constants: of pairs of outputs, with their certificates; None where only linear bounds were asked for.
         seconds: of wall time.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import digits, load
+        >>> _, _, images, labels = digits()
+        >>> options = {"epsilon": 0.05, "methods": ("linear bounds",), "restarts": 0}
+        >>> found = certify.robust_accuracy(load("digits_maxmin"), images[:10], labels[:10], **options)
+        >>> bool((found.certified_samples <= found.correct).all())
+        True
     """
 
     epsilon: float
@@ -119,6 +128,16 @@ def robust_accuracy(
         UnsupportedOperationError: an operation, norm or method without a rule, or constants of another network or norm.
     Source: Tsuzuku, Sato, Sugiyama, Lipschitz-margin training (2018), proposition 1, with constants of pairs; Zhang,
     Weng, Chen, Hsieh, Daniel (2018) for linear bounds.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import digits, load
+        >>> _, _, images, labels = digits()
+        >>> network = load("digits_maxmin")
+        >>> options = {"epsilon": 0.05, "methods": ("linear bounds",), "steps": 5, "restarts": 1}
+        >>> found = certify.robust_accuracy(network, images[:10], labels[:10], **options)
+        >>> found.certified_accuracy <= found.attacked_accuracy <= found.clean_accuracy
+        True
     """
     started = time.perf_counter()
     unknown = [method for method in methods if method not in (CONSTANTS, LINEAR)]

@@ -9,7 +9,13 @@ from certify.properties import Property
 
 
 class VerdictStatus(enum.Enum):
-    """The three outcomes, in words for the user."""
+    """The three outcomes, in words for the user.
+
+    Examples:
+        >>> import certify
+        >>> [status.name for status in certify.VerdictStatus]
+        ['PROVED', 'REFUTED', 'UNKNOWN']
+    """
 
     PROVED = "proved: no input of the region reaches an unsafe output"
     REFUTED = "refuted: a counterexample was found"
@@ -45,6 +51,17 @@ class Verdict:
         regions: number of boxes looked at.
         seconds: wall time.
         reason: one sentence for the user.
+
+    Examples:
+        >>> import certify, torch
+        >>> identity = torch.nn.Linear(1, 1)
+        >>> identity.weight.data, identity.bias.data = torch.ones(1, 1), torch.zeros(1)
+        >>> unsafe = certify.Polyhedron([[-1.0]], [-0.5])  # y >= 0.5
+        >>> verdict = certify.verify(identity, certify.Property(certify.Box([0.0], [1.0]), (unsafe,)))
+        >>> print(verdict.status)
+        refuted: a counterexample was found
+        >>> verdict.counterexample.output[0] >= 0.5
+        True
     """
 
     status: VerdictStatus

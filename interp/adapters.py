@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interp.factored_form import FactoredForm
 from weightspace.checkpoint import open_checkpoint
-from weightspace.errors import ArchitectureError, NonFiniteError, ShapeError
+from weightspace.errors import ArchitectureError, NonFiniteError, ShapeError, WeightspaceError
 
 # The two factors as libraries name them: down is A (r, d_in), up is B (d_out, r).
 _DOWN = (".lora_A.weight", ".lora_A.default.weight", ".lora_down.weight", ".lora.down.weight")
@@ -55,11 +55,28 @@ def find_adapters(
         NonFiniteError: NaN or infinite weights, named.
         CheckpointError: the file cannot be read.
     Source: Hu et al., LoRA: Low-rank adaptation of large language models (2022), section 4.1.
+
+    Examples:
+        >>> import interp, torch
+        >>> tensors = {"q.lora_A.weight": torch.randn(2, 8), "q.lora_B.weight": torch.randn(8, 2)}
+        >>> (adapter,) = interp.find_adapters(tensors)
+        >>> adapter.name, adapter.scale
+        ('q', 1.0)
     """
     if isinstance(source, Mapping):
         tensors, config = dict(source), {}
     else:
         tensors, config = _read(Path(source))
+        try:
+            return _adapters(tensors, config, scale)
+        except WeightspaceError as error:
+            raise type(error)(f"{source}: {error}") from error
+    return _adapters(tensors, config, scale)
+
+
+def _adapters(
+    tensors: Mapping[str, Tensor], config: Mapping[str, object], scale: float | None
+) -> tuple[Adapter, ...]:
     found = []
     for name in tensors:
         ending = next((ending for ending in _DOWN if name.endswith(ending)), None)
@@ -95,24 +112,37 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     if described.exists():
         try:
             config = json.loads(described.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+            if not isinstance(config, dict):
+                raise ValueError("it is no object")
+        except (ValueError, OSError, RecursionError) as error:
             raise ArchitectureError(
-                f"{str(described)!r} is no JSON: {error}; mend it or move it away"
+                f"{str(described)!r} is no JSON object: {error}; mend it or move it away"
             ) from error
     return open_checkpoint(file).state_dict(), config
 
 
 def _scale(layer: str, tensors: Mapping[str, Tensor], config: Mapping[str, object], rank: int) -> float:
+    if rank == 0:
+        raise ShapeError(f"the factors of {layer!r} have rank 0; leave them out")
     alpha = tensors.get(f"{layer}.alpha")
     if alpha is not None:
+        if alpha.numel() != 1 or alpha.is_complex():
+            raise ShapeError(f"'{layer}.alpha' has shape {tuple(alpha.shape)}; it is one number")
         return float(alpha) / rank
     given = config.get("lora_alpha")
     patterns = config.get("alpha_pattern")
     for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
-        if re.fullmatch(rf"(.*\.)?{pattern}", layer):
-            given = value
+        if len(re.findall(r"[*+{]", pattern)) > 2:  # a file must not choose a search that takes years
+            raise ArchitectureError(f"alpha_pattern {pattern[:60]!r} has more than two repetitions; give scale=")
+        try:
+            applies = re.fullmatch(rf"(.*\.)?{pattern}", layer)
+        except re.error as error:
+            raise ArchitectureError(f"alpha_pattern {pattern[:60]!r} is no pattern: {error}; mend it") from error
+        given = value if applies else given
     if not isinstance(given, int | float):
         return 1.0
+    if not abs(given) < 1e300:
+        raise NonFiniteError(f"lora_alpha of {layer!r} is not finite; mend adapter_config.json")
     return given / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

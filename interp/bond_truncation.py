@@ -87,6 +87,13 @@ def truncate_bonds(
     Cost: $O(\sum h^2 w + h w^2)$ for h hidden units and widths w.
     Source: Dooms et al., Compositionality unlocks deep interpretable models (2025), the orthogonalization,
         diagonalization and truncation of chi-nets; derived here for any hidden size, with the error bound.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import BilinearMLP
+        >>> stack = interp.truncate_bonds(BilinearMLP(8, 6, 3, layers=2), ranks=[2])
+        >>> stack.bound > 0  # the most by which the tensor changed
+        True
     """
     forms = recognize_layers(model, example_inputs)
     bonds = len(forms) - 1

@@ -47,6 +47,15 @@ class Decomposition:
     Source: Pearce, Dooms, Rigg, Oramas, Sharkey, Bilinear MLPs enable weight-based mechanistic
         interpretability (2024), section 3; differs in that vectors live in input space, where they are
         orthonormal.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.bundled import load
+        >>> found = interp.decompose(load("digits_bilinear"), top=5)
+        >>> found.values.shape
+        torch.Size([10, 5])
+        >>> found.truncate(2)(torch.zeros(3, 64)).shape  # two terms for each digit, as a module
+        torch.Size([3, 10])
     """
 
     values: Tensor
@@ -182,6 +191,17 @@ def decompose(
         ArchitectureError: several inputs or outputs, or an input shape that is not known.
         NonFiniteError: NaN or infinite weights.
     Source: Pearce et al. (2024), section 3; the padding follows from their section 2.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import Bilinear
+        >>> layer, x = Bilinear(64, 8, 10), torch.randn(1, 64)
+        >>> found = interp.decompose(layer)
+        >>> found.values.shape, found.vectors.shape
+        (torch.Size([10, 16]), torch.Size([10, 16, 64]))
+        >>> terms = found.values[0] * (found.vectors[0] @ x[0]) ** 2  # of the first output
+        >>> torch.allclose(terms.sum(), layer(x)[0, 0], atol=1e-4)
+        True
     """
     form = recognize(layer_or_model, example_inputs, data=data)
     chosen = output_directions(directions, len(form.output))

@@ -80,6 +80,14 @@ def unfold(
     Raises:
         ShapeError: `directions` or `top` do not fit; further errors as of `interp.decompose`.
     Source: Pearce et al., Bilinear MLPs enable weight-based mechanistic interpretability (2024), section 3.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import BilinearMLP
+        >>> model, x = BilinearMLP(8, 6, 3, layers=2), torch.ones(1, 8)
+        >>> unfolding = interp.unfold(model)
+        >>> torch.allclose(unfolding.to_module()(x), model(x), atol=1e-4)
+        True
     """
     forms = recognize_layers(model, example_inputs)
     tops = [top] * len(forms) if top is None or isinstance(top, int) else list(top)

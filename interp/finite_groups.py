@@ -26,6 +26,12 @@ class FiniteGroup:
     Raises:
         ShapeError: the table is not square, holds other numbers, or breaks an axiom; the message names the
             axiom and the elements.
+
+    Examples:
+        >>> import interp
+        >>> group = interp.FiniteGroup.symmetric(3)
+        >>> group, group.order, group.is_abelian
+        (FiniteGroup(S3, 6 elements, 3 conjugacy classes), 6, False)
     """
 
     name: str

@@ -44,6 +44,13 @@ def freeze_norms(
         data: the network's input, (n, ...).
     Raises:
         UnsupportedOperationError: no norm, or one over several axes or groups, named.
+
+    Examples:
+        >>> import interp, torch
+        >>> model = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        >>> frozen = interp.freeze_norms(model, torch.randn(100, 4))
+        >>> frozen.residual < 1
+        True
     """
     network = as_network(model, data[:2] if example_inputs is None else example_inputs)
     with torch.no_grad():

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from weightspace.errors import MissingDependencyError, ShapeError
+from weightspace.errors import ShapeError
+from weightspace.report.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def fourier_spectrum_figure(spectra: Mapping[str, Tensor], *, names: Sequence[st
             "fourier_spectrum_figure needs spectra over the same representations, and as many names; got "
             f"lengths {sorted(sizes)} and {None if names is None else len(names)} names"
         )
-    figure = _empty_figure((7.0, 0.6 + 1.3 * len(spectra)))
+    figure = new_figure(7.0, 0.6 + 1.3 * len(spectra))
     rows = figure.subplots(len(spectra), 1, squeeze=False, sharex=True)[:, 0]
     (size,) = sizes
     for axes, (title, spectrum) in zip(rows, spectra.items(), strict=True):
@@ -66,7 +67,7 @@ def unit_spectrum_figure(units: GroupUnits) -> Figure:
         raise ShapeError("unit_spectrum_figure needs an active unit; all weights are 0")
     by_strength = active[units.strength[active].argsort(descending=True, stable=True)]
     order = by_strength[units.representation[by_strength].argsort(stable=True)]
-    figure = _empty_figure((7.0, 1.2 + 0.16 * len(units.names)))
+    figure = new_figure(7.0, 1.2 + 0.16 * len(units.names))
     axes = figure.subplots()
     picture = axes.imshow(
         units.spectrum[order].mT.numpy(),
@@ -82,13 +83,3 @@ def unit_spectrum_figure(units: GroupUnits) -> Figure:
     axes.set_ylabel("representation", fontsize=8)
     figure.colorbar(picture, ax=axes, label="share of the energy")
     return figure
-
-
-def _empty_figure(size: tuple[float, float]) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependencyError(
-            'drawing needs matplotlib; install it with `pip install "weightspace[report]"`'
-        ) from error
-    return Figure(figsize=size, layout="constrained")

@@ -22,6 +22,13 @@ def fourier_spectrum(weight: Tensor, group: FiniteGroup) -> Tensor:
         Shape (k, columns) or (k,), float64; the sum over k is the energy $\|w\|^2$ of the column.
     Raises:
         ShapeError: the first axis is not the group.
+
+    Examples:
+        >>> import interp, math, torch
+        >>> wave = torch.cos(2 * math.pi * 2 * torch.arange(7) / 7)
+        >>> spectrum = interp.fourier_spectrum(wave, interp.FiniteGroup.cyclic(7))
+        >>> spectrum.round(decimals=4).abs()  # frequencies 0 to 3
+        tensor([0.0000, 0.0000, 3.5000, 0.0000], dtype=torch.float64)
     """
     if weight.ndim not in (1, 2) or weight.shape[0] != group.order:
         raise ShapeError(

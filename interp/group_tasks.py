@@ -109,6 +109,12 @@ def split_products(
         generator: of the split; None is a new one with seed 0.
     Raises:
         ShapeError: `train_share` leaves no pair to train on, or is above 1.
+
+    Examples:
+        >>> import interp
+        >>> data = interp.split_products(interp.FiniteGroup.cyclic(5), train_share=0.6)
+        >>> data.x.shape, data.test_x.shape
+        (torch.Size([15, 10]), torch.Size([10, 10]))
     """
     count = group.order
     trained = round(train_share * count**2)
@@ -134,6 +140,12 @@ def interaction_tensor(layer_or_model: nn.Module | Network, group: FiniteGroup) 
     Raises:
         ShapeError: the network has other numbers of inputs or outputs.
         UnsupportedOperationError: it is no quadratic form; see `recognize`.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import Bilinear
+        >>> interp.interaction_tensor(Bilinear(10, 16, 5), interp.FiniteGroup.cyclic(5)).shape
+        torch.Size([5, 5, 5])
     """
     return _interaction(recognize_task(layer_or_model, group), group)
 
@@ -216,6 +228,13 @@ def analyze_group_task(layer_or_model: nn.Module | Network, group: FiniteGroup) 
     Source: Morwani, Edelman, Oncescu, Zhao, Kakade, Feature emergence via margin maximization (2023), for
         the features to expect; Chughtai, Chan, Nanda, A toy model of universality (2023), for explaining
         logits by representations.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import Bilinear
+        >>> found = interp.analyze_group_task(Bilinear(10, 16, 5), interp.FiniteGroup.cyclic(5))
+        >>> found.names, 0 <= found.line_energy <= 1
+        (('0', '1', '2'), True)
     """
     form = recognize_task(layer_or_model, group)
     interaction = _interaction(form, group)

@@ -87,6 +87,13 @@ def describe_units(
         UnsupportedOperationError: it is no quadratic form; see `recognize`.
     Source: Morwani, Edelman, Oncescu, Zhao, Kakade, Feature emergence via margin maximization (2023),
         for what to expect: one representation per unit, phases that add up.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import Bilinear
+        >>> units = interp.describe_units(Bilinear(10, 16, 5), interp.FiniteGroup.cyclic(5))
+        >>> units.spectrum.shape  # 16 units, frequencies 0 to 2
+        torch.Size([16, 3])
     """
     form = recognize_task(layer_or_model, group)
     count = group.order

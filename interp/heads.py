@@ -88,6 +88,13 @@ def find_heads(
         ShapeError: the traced sequence is not longer than `offset`.
         ArchitectureError, NonFiniteError: a module that cannot be traced, NaN or infinite weights.
     Source: Elhage et al., A mathematical framework for transformer circuits (2021), QK and OV circuits.
+
+    Examples:
+        >>> import interp, torch
+        >>> model = interp.BilinearTransformer(5, 8, heads=2, context=4)
+        >>> heads = interp.find_heads(model, torch.zeros(1, 4, dtype=torch.long))
+        >>> heads[0].qk, heads[0].ov
+        (FactoredForm(8 x 8, rank at most 4), FactoredForm(8 x 8, rank at most 4))
     """
     network = as_network(model, example_inputs)
     exact = network.astype(torch.float64)
@@ -146,6 +153,13 @@ def compose_heads(heads: Sequence[AttentionHead]) -> CompositionScores:
     Raises:
         ShapeError: no heads.
     Source: Elhage et al. (2021), Q-, K- and V-composition.
+
+    Examples:
+        >>> import interp, torch
+        >>> model = interp.BilinearTransformer(5, 8, heads=2, context=4)
+        >>> scores = interp.compose_heads(interp.find_heads(model, torch.zeros(1, 4, dtype=torch.long)))
+        >>> scores.value.shape
+        torch.Size([2, 2])
     """
     if not heads:
         raise ShapeError("compose_heads needs at least one head; find_heads has found none")

@@ -102,6 +102,16 @@ def adversarial_masks(
         ShapeError: `terms` or `directions` do not exist, or the chosen eigenvectors are linearly dependent:
             then no such masks exist.
     Source: Pearce et al. (2024), appendix on adversarial masks.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import Bilinear
+        >>> found = interp.adversarial_masks(interp.decompose(Bilinear(64, 8, 10)))
+        >>> found.masks.shape
+        torch.Size([10, 64])
+        >>> moved = found.vectors @ found.masks.T  # every mask moves its own eigenvector alone
+        >>> torch.allclose(moved, torch.diag(found.gains), atol=1e-4)
+        True
     """
     count, kept, _ = decomposition.vectors.shape
     chosen = list(range(count)) if directions is None else list(directions)

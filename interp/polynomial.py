@@ -72,6 +72,16 @@ def expand(
         ShapeError: more than 100,000 monomials, $\binom{d + 2^L}{d}$: `interp.unfold` keeps the tree instead.
         UnsupportedOperationError, ArchitectureError, NonFiniteError: as of `interp.decompose`.
     Source: Cheng, Chrysos, Georgopoulos, Cevher, Multilinear operator networks (2024), section 3, for Mu-layers.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import BilinearMLP
+        >>> model, x = BilinearMLP(3, 4, 2, layers=2), torch.ones(1, 3)
+        >>> polynomial = interp.expand(model)
+        >>> polynomial.degree
+        4
+        >>> torch.allclose(polynomial(x).float(), model(x), atol=1e-4)
+        True
     """
     forms = recognize_layers(model, example_inputs)
     first, *_ = forms

@@ -68,6 +68,12 @@ def irreducible_representations(
         ShapeError: another field.
     Source: Dixon, Computing irreducible representations of groups (1970); Serre, Linear
         Representations of Finite Groups (1977), sections 2.6 and 13.2.
+
+    Examples:
+        >>> import interp
+        >>> found = interp.irreducible_representations(interp.FiniteGroup.symmetric(3))
+        >>> [tuple(representation.matrices.shape) for representation in found]
+        [(6, 1, 1), (6, 1, 1), (6, 2, 2)]
     """
     if field not in ("real", "complex"):
         raise ShapeError(f"field is 'real' or 'complex'; got {field!r}")

@@ -61,6 +61,15 @@ def find_sites(
 
     Raises:
         ArchitectureError: a module that cannot be traced.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import BilinearMLP
+        >>> sites = interp.find_sites(BilinearMLP(8, 6, 3, layers=2), torch.zeros(1, 8))
+        >>> [site.gates for site in sites]
+        [(), ()]
+        >>> interp.decompose(sites[0].network).values.shape
+        torch.Size([6, 6])
     """
     network = as_network(model, example_inputs)
     constants = constant_values(network)

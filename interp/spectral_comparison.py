@@ -67,6 +67,13 @@ def compare_spectra(
         ShapeError: fewer than two, numbers of directions or axes that differ, or terms below 1.
     Source: Pearce, Dooms, Rigg, Oramas, Sharkey, Bilinear MLPs enable weight-based mechanistic
         interpretability (2024), section 4.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import Bilinear
+        >>> found = interp.compare_spectra([interp.decompose(Bilinear(16, 8, 3)) for _ in range(2)], terms=4)
+        >>> found.similarity.shape  # of one pair, three outputs, four terms
+        torch.Size([1, 3, 4])
     """
     shapes = {(len(entry.vectors), entry.vectors.shape[2]) for entry in decompositions}
     if len(decompositions) < 2 or len(shapes) > 1:

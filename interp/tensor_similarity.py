@@ -18,7 +18,16 @@ Factors = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    r"""Inputs $x \sim \mathcal N(\mu, S S^\top)$ for `similarity`; `mean` (d,), `factor` S (d, r); None are 0 and I."""
+    r"""Inputs $x \sim \mathcal N(\mu, S S^\top)$ for `similarity`; `mean` (d,), `factor` S (d, r); None are 0 and I.
+
+    Examples:
+        >>> import interp, torch
+        >>> from weightspace.layers import Bilinear
+        >>> a, b = Bilinear(4, 8, 2), Bilinear(4, 8, 2)
+        >>> inputs = interp.Gaussian(mean=torch.ones(4))
+        >>> -1 <= interp.similarity(a, b, inputs=inputs).cosine <= 1
+        True
+    """
 
     mean: Tensor | None = None
     factor: Tensor | None = None
@@ -63,6 +72,13 @@ def similarity(a: Model, b: Model, *, inputs: Gaussian | None = None) -> Similar
         UnsupportedOperationError: `inputs` for more than one layer; layers that are not bilinear, by name.
     Source: Pearce et al., Bilinear MLPs enable weight-based mechanistic interpretability (2024), section 3, for the
         tensors; the Gaussian moments by Isserlis' theorem.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_bilinear")
+        >>> round(interp.similarity(network, network).cosine, 6)
+        1.0
     """
     first, second = recognize_layers(a), recognize_layers(b)
     _require_comparable(first, second)

@@ -53,6 +53,13 @@ def hosvd(
     Raises: as `interp.decompose`.
     Source: De Lathauwer, De Moor, Vandewalle, A multilinear singular value decomposition (2000); for bilinear layers
         Pearce et al. (2024), section 3.
+
+    Examples:
+        >>> import interp
+        >>> from weightspace.layers import Bilinear
+        >>> found = interp.hosvd(Bilinear(64, 8, 10))
+        >>> found.values.shape, found.directions.shape
+        (torch.Size([8]), torch.Size([8, 10]))
     """
     form = recognize(layer_or_model, example_inputs)
     factors = form.padded_factors()

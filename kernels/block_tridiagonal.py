@@ -21,6 +21,13 @@ class BlockTridiagonal:
     Raises:
         TypeError: a block is not a tensor.
         ValueError: the number, shapes, dtypes or devices of the blocks do not fit together.
+
+    Examples:
+        >>> import torch, kernels
+        >>> diagonal, lower = [2 * torch.eye(2)] * 3, [torch.eye(2) / 2] * 2
+        >>> matrix = kernels.BlockTridiagonal(diagonal, lower)
+        >>> (matrix @ torch.ones(6)).tolist()
+        [2.5, 2.5, 3.0, 3.0, 2.5, 2.5]
     """
 
     diagonal: Sequence[Tensor]
@@ -93,6 +100,13 @@ class BlockCholesky:
     The diagonal factors are kept as their inverses, so that every later step is a matrix product. A matrix that
     is not positive definite or not finite has the factors 0; what is computed from them is NaN for this matrix,
     its gradients are 0, and the other matrices of the batch do not notice.
+
+    Examples:
+        >>> import torch, kernels
+        >>> factors = kernels.factorize(kernels.BlockTridiagonal([4 * torch.eye(2)] * 2, [torch.eye(2)]))
+        >>> x = factors.solve(torch.ones(4))
+        >>> x.round(decimals=4)
+        tensor([0.2000, 0.2000, 0.2000, 0.2000])
     """
 
     matrix: BlockTridiagonal
@@ -219,6 +233,15 @@ def factorize(matrix: BlockTridiagonal, *, check: bool = False) -> BlockCholesky
     Raises:
         torch.linalg.LinAlgError: with `check`, naming the first matrices that failed and the block.
     Source: Golub and Van Loan, Matrix computations (2013), section 4.5.1, for positive definite matrices.
+
+    Examples:
+        >>> import torch, kernels
+        >>> matrix = kernels.BlockTridiagonal([4 * torch.eye(2)] * 2, [torch.eye(2)])
+        >>> factors = kernels.factorize(matrix)
+        >>> int(factors.info)  # 0: positive definite
+        0
+        >>> torch.allclose(matrix @ factors.solve(torch.ones(4)), torch.ones(4))
+        True
     """
     batch = matrix.shape[:-2]
     count = len(matrix.diagonal)

@@ -119,7 +119,13 @@ _BACKENDS = (
 
 
 def available_backends() -> tuple[str, ...]:
-    """Names of the eigensolver backends that run on this machine, in order of preference."""
+    """Names of the eigensolver backends that run on this machine, in order of preference.
+
+    Examples:
+        >>> import kernels
+        >>> "torch" in kernels.available_backends()
+        True
+    """
     return tuple(row.name for row in _BACKENDS if _exists(row))
 
 

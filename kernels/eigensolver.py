@@ -16,7 +16,15 @@ from kernels.scaling import require_symmetric, widen
 
 @dataclass(frozen=True, eq=False)
 class Eigh:
-    """Eigenpairs; also unpacks, as in `values, vectors = eigh(a)`."""
+    """Eigenpairs; also unpacks, as in `values, vectors = eigh(a)`.
+
+    Examples:
+        >>> import torch, kernels
+        >>> pairs = kernels.eigh(torch.diag(torch.tensor([2.0, 1.0])))
+        >>> pairs.values
+        tensor([1., 2.])
+        >>> values, vectors = pairs
+    """
 
     values: Tensor
     """Shape (..., k), real."""
@@ -77,6 +85,15 @@ def eigh(a: Tensor, *, backend: str | None = None, check: bool = False, gradient
         torch.linalg.LinAlgError: with `check`, naming the first matrices that failed and why.
     Source: Golub and Van Loan, Matrix Computations (4th ed.), algorithms 8.3.1 to 8.3.3; scaling as in LAPACK
         `dsyevd`, by powers of two only.
+
+    Examples:
+        >>> import torch, kernels
+        >>> a = torch.diag(torch.tensor([2.0, 1.0])).expand(1000, 2, 2)
+        >>> values, vectors = kernels.eigh(a)
+        >>> values.shape, vectors.shape
+        (torch.Size([1000, 2]), torch.Size([1000, 2, 2]))
+        >>> values[0]
+        tensor([1., 2.])
     """
     require_symmetric(a, "eigh")
     if gradient not in GRADIENTS:
@@ -105,6 +122,11 @@ def eigvalsh(a: Tensor, *, backend: str | None = None, check: bool = False) -> T
         Shape (..., n), ascending, real, in the precision of `a`.
     Raises:
         ValueError, TypeError, torch.linalg.LinAlgError: as `eigh`.
+
+    Examples:
+        >>> import torch, kernels
+        >>> kernels.eigvalsh(torch.tensor([[0.0, 1.0], [1.0, 0.0]])).round(decimals=4)
+        tensor([-1.,  1.])
     """
     require_symmetric(a, "eigvalsh")
     wide = widen(a)
@@ -135,6 +157,14 @@ def top_eigh(a: Tensor, k: int, *, by: str = "magnitude", backend: str | None = 
         ValueError: `k` is not in 0..n, `by` is unknown; otherwise as `eigh`.
         TypeError: as `eigh`.
     Source: Eckart and Young (1936), Mirsky (1960). All n pairs are computed and k kept.
+
+    Examples:
+        >>> import torch, kernels
+        >>> a = torch.diag(torch.tensor([1.0, -3.0, 2.0]))
+        >>> kernels.top_eigh(a, 2).values
+        tensor([-3.,  2.])
+        >>> kernels.top_eigh(a, 2, by="value").values
+        tensor([2., 1.])
     """
     require_symmetric(a, "top_eigh")
     n = a.shape[-1]

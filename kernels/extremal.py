@@ -20,7 +20,15 @@ RESCUE_SIZE = 2048
 
 @dataclass(frozen=True, eq=False)
 class ExtremeEigh:
-    r"""Eigenpairs of a symmetric operator. Each interval $[w_i - r_i, w_i + r_i]$ holds one (Weyl)."""
+    r"""Eigenpairs of a symmetric operator. Each interval $[w_i - r_i, w_i + r_i]$ holds one (Weyl).
+
+    Examples:
+        >>> import torch, kernels
+        >>> diagonal = torch.arange(500, dtype=torch.float64).unsqueeze(1)
+        >>> found = kernels.extreme_eigh(lambda x: diagonal * x, 500, 1, which="smallest")
+        >>> bool(abs(found.values[0]) <= found.residuals[0] + 1e-9)
+        True
+    """
 
     values: Tensor
     """$w$, ascending, shape (k,)."""
@@ -94,6 +102,15 @@ def extreme_eigh(
     Source: Wu, Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems (2000); the
         probability by Kuczynski, Wozniakowski, Estimating the largest eigenvalue by the power and Lanczos
         algorithms with a random start (1992).
+
+    Examples:
+        >>> import torch, kernels
+        >>> diagonal = torch.arange(1000, dtype=torch.float64).unsqueeze(1)
+        >>> found = kernels.extreme_eigh(lambda x: diagonal * x, 1000, 2)
+        >>> found.values.round(decimals=6)
+        tensor([998., 999.], dtype=torch.float64)
+        >>> bool(found.converged.all()), found.verified
+        (True, True)
     """
     matrix = operator.detach() if isinstance(operator, Tensor) else None
     if matrix is not None:

@@ -39,6 +39,13 @@ def eigh_factored(left: Tensor, right: Tensor, weights: Tensor) -> Eigh:
     Cost: $O(d h^2 + u (h^3 + d h^2))$ against $O(u d^3)$.
     Source: Pearce et al., Bilinear MLPs enable weight-based mechanistic interpretability (2024), section 3,
         defines the matrices and forms them; the reduction by QR is the usual one for a product of low rank.
+
+    Examples:
+        >>> import torch, kernels
+        >>> left, right = torch.randn(2, 3, 500, generator=torch.Generator().manual_seed(0))
+        >>> values, vectors = kernels.eigh_factored(left, right, torch.eye(3))
+        >>> values.shape, vectors.shape  # 6 of the 500 eigenvalues are not 0
+        (torch.Size([3, 6]), torch.Size([3, 500, 6]))
     """
     _require_factors(left, right, weights)
     dtype = left.dtype

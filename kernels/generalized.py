@@ -38,6 +38,12 @@ def generalized_eigh(a: Tensor, b: Tensor, *, backend: str | None = None, check:
     Source: Golub and Van Loan, Matrix computations (2013), algorithm 8.7.1; the scaling by van der Sluis,
         Condition numbers and equilibration of matrices (1969); the bound as in the LAPACK users' guide (1999),
         section 4.10.
+
+    Examples:
+        >>> import torch, kernels
+        >>> a, b = torch.diag(torch.tensor([1.0, 6.0])), torch.diag(torch.tensor([1.0, 2.0]))
+        >>> kernels.generalized_eigh(a, b).values.round(decimals=4)
+        tensor([1., 3.])
     """
     _require_pencil(a, b)
     dtype = a.dtype

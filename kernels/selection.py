@@ -21,6 +21,12 @@ def select_largest(a: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Values (rows, k) and places (rows, k), int32; not differentiated.
     Raises:
         ValueError: `a` has another shape, or k is out of range.
+
+    Examples:
+        >>> import torch, kernels
+        >>> values, places = kernels.select_largest(torch.tensor([[1.0, 5.0, 3.0, 4.0]]), 2)
+        >>> values, places
+        (tensor([[5., 4.]]), tensor([[1, 3]], dtype=torch.int32))
     """
     if a.ndim != 2 or not 1 <= k <= a.shape[1]:
         raise ValueError(

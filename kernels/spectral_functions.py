@@ -31,6 +31,12 @@ def project_psd(a: Tensor, *, backend: str | None = None) -> Tensor:
         ValueError: `a` is not (..., n, n), has an integer dtype, or the backend is unknown.
         TypeError: `a` is not a tensor.
     Source: Higham, Computing a nearest symmetric positive semidefinite matrix (1988), theorem 2.1.
+
+    Examples:
+        >>> import torch, kernels
+        >>> projected = kernels.project_psd(torch.diag(torch.tensor([2.0, -1.0])))
+        >>> torch.allclose(projected, torch.diag(torch.tensor([2.0, 0.0])), atol=1e-6)
+        True
     """
     require_symmetric(a, "project_psd")
     return _apply(a, NAMED["positive_part"], backend)
@@ -69,6 +75,15 @@ def spectral_function(
         TypeError: `a` is not a tensor.
         NotImplementedError: on the way to a third derivative, or in forward mode over forward mode.
     Source: Higham, Functions of Matrices (2008), theorem 3.11 (Daleckii and Krein, 1965) and section 3.2.
+
+    Examples:
+        >>> import torch, kernels
+        >>> a = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
+        >>> root = kernels.spectral_function(a, "sqrt")
+        >>> torch.allclose(root @ root, a)
+        True
+        >>> torch.allclose(kernels.spectral_function(a, lambda x: x**3), a @ a @ a)
+        True
     """
     require_symmetric(a, "spectral_function")
     if isinstance(f, str):

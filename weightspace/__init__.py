@@ -26,6 +26,10 @@ if TYPE_CHECKING:
         UnsupportedOperationError as UnsupportedOperationError,
         WeightspaceError as WeightspaceError,
     )
+    from weightspace.folder_inspection import (
+        find_checkpoints as find_checkpoints,
+        inspect_many as inspect_many,
+    )
     from weightspace.folding import fold_gains as fold_gains
     from weightspace.graph import (
         ParameterGraph as ParameterGraph,
@@ -111,8 +115,10 @@ _EXPORTS = {
     "difference": "weightspace.distances",
     "distance": "weightspace.distances",
     "encode": "weightspace.graph",
+    "find_checkpoints": "weightspace.folder_inspection",
     "fold_gains": "weightspace.folding",
     "inspect": "weightspace.inspection",
+    "inspect_many": "weightspace.folder_inspection",
     "interpolate": "weightspace.paths",
     "lineage": "weightspace.heritage",
     "merge": "weightspace.merging",
@@ -125,7 +131,7 @@ _EXPORTS = {
     "symmetry": "weightspace.verification",
     "trace": "weightspace.tracing",
 }
-_PACKAGES = ("equivariant", "graph", "zoo")  # reached as `weightspace.zoo.fit_inrs`, imported when first used
+_MODULES = ("bundled", "equivariant", "graph", "layers", "testing", "zoo")  # as `weightspace.zoo`, when first used
 __all__ = list(_EXPORTS)
 
 
@@ -134,7 +140,7 @@ def __getattr__(name: str) -> Any:
         value = _installed_version()
     elif name in _EXPORTS:
         value = getattr(import_module(_EXPORTS[name]), name)
-    elif name in _PACKAGES:
+    elif name in _MODULES:
         value = import_module(f"weightspace.{name}")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -143,7 +149,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS, *_PACKAGES, "__version__"})
+    return sorted({*globals(), *_EXPORTS, *_MODULES, "__version__"})
 
 
 def _installed_version() -> str:

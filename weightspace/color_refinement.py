@@ -57,7 +57,8 @@ def exact_bits(tensor: Tensor) -> np.ndarray:
     if size == 16:  # complex128
         halves = torch.view_as_real(tensor).numpy().view(np.uint64)
         return mixed(halves[..., 0].copy()) + halves[..., 1]
-    flat = tensor.reshape(-1).view(torch.uint8).numpy().view(f"u{size}")
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # of a single entry `reshape` keeps any stride
+    flat = flat.view(torch.uint8).numpy().view(f"u{size}")
     return flat.reshape(tensor.shape).astype(np.uint64)
 
 

@@ -62,6 +62,12 @@ def group_sort(x: Tensor, group_size: int = 2, axis: int = 1) -> Tensor:
     Raises:
         ShapeError: the channels do not divide into groups.
     Source: Anil, Lucas, Grosse, Sorting out Lipschitz function approximation (2019), section 4.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import group_sort
+        >>> group_sort(torch.tensor([[3.0, 1.0, 2.0, 5.0]]), 2)
+        tensor([[1., 3., 2., 5.]])
     """
     if x.shape[axis] % group_size:
         raise ShapeError(
@@ -81,6 +87,12 @@ def householder(x: Tensor, weight: Tensor, axis: int = 1) -> Tensor:
     Raises:
         ShapeError: the channels are not groups x n.
     Source: Singla, Singla, Feizi, Improved deterministic l2 robustness (2022), Householder activations.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import householder
+        >>> householder(torch.tensor([[-1.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
+        tensor([[1., 2.]])
     """
     if x.shape[axis] != weight.numel():
         raise ShapeError(
@@ -92,7 +104,14 @@ def householder(x: Tensor, weight: Tensor, axis: int = 1) -> Tensor:
 
 
 class GroupSort(nn.Module):
-    """Sort runs of `group_size` channels along `axis`; see `group_sort`."""
+    """Sort runs of `group_size` channels along `axis`; see `group_sort`.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import GroupSort
+        >>> GroupSort(4)(torch.tensor([[3.0, 1.0, 2.0, 5.0]]))
+        tensor([[1., 2., 3., 5.]])
+    """
 
     def __init__(self, group_size: int, axis: int = 1):
         super().__init__()
@@ -106,7 +125,14 @@ class GroupSort(nn.Module):
 
 
 class MaxMin(GroupSort):
-    """Order pairs of neighboring channels, smaller first: GroupSort with groups of two."""
+    """Order pairs of neighboring channels, smaller first: GroupSort with groups of two.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import MaxMin
+        >>> MaxMin()(torch.tensor([[3.0, 1.0, 2.0, 5.0]]))
+        tensor([[1., 3., 2., 5.]])
+    """
 
     def __init__(self, axis: int = 1):
         super().__init__(2, axis)
@@ -117,6 +143,13 @@ class Householder(nn.Module):
 
     Args:
         channels: total number along `axis`; a multiple of `group_size`.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import Householder
+        >>> x = torch.tensor([[3.0, 1.0, 2.0, 5.0]])
+        >>> torch.allclose(Householder(4)(x).norm(), x.norm())  # reflections keep lengths
+        True
     """
 
     def __init__(self, channels: int, group_size: int = 2, axis: int = 1):
@@ -140,6 +173,15 @@ class Implicit(nn.Module):
 
     Args:
         activation: "ReLU", "LeakyReLU", "Tanh", "Sigmoid" or "Absolute"; `negative_slope` is LeakyReLU's.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import Implicit
+        >>> layer, x = Implicit(3, 5).double(), torch.ones(2, 3, dtype=torch.float64)
+        >>> z = layer(x)
+        >>> y = torch.relu(z @ layer.weight.T + x @ layer.input_weight.T + layer.bias)
+        >>> torch.allclose(y, z, atol=1e-6)
+        True
     """
 
     def __init__(
@@ -179,6 +221,13 @@ class Bilinear(nn.Module):
     `bias` False leaves out a, b and c.
     Source: Pearce, Dooms, Rigg, Oramas, Sharkey, Bilinear MLPs enable weight-based mechanistic
     interpretability (2024), section 2.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import Bilinear
+        >>> layer, x = Bilinear(3, 4, 2), torch.ones(1, 3)
+        >>> torch.allclose(layer(x), layer.output(layer.left(x) * layer.right(x)))
+        True
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int, bias: bool = False):
@@ -196,6 +245,12 @@ class BilinearMLP(nn.Module):
 
     Args:
         residual: add each layer's input to its output (needs all layers `width` wide).
+
+    Examples:
+        >>> import torch
+        >>> from weightspace.layers import BilinearMLP
+        >>> BilinearMLP(64, 16, 10, layers=3, residual=True)(torch.zeros(5, 64)).shape
+        torch.Size([5, 10])
     """
 
     def __init__(

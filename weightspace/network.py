@@ -57,6 +57,19 @@ class Network:
         metadata: free text about the network: where it was read from, units, preprocessing.
     Raises:
         ArchitectureError: a name is used twice or before it is made, an output or a parameter is missing.
+
+    Examples:
+        >>> import tempfile, weightspace
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_mlp_a")
+        >>> [type(node.operation).__name__ for node in network.nodes]
+        ['Input', 'Linear', 'ReLU', 'Linear', 'ReLU', 'Linear']
+        >>> network.to_networkx().number_of_edges()
+        5
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     network.save(f"{folder}/copy.safetensors")
+        ...     weightspace.read(f"{folder}/copy.safetensors").hash == network.hash
+        True
     """
 
     nodes: tuple[Node, ...]
@@ -363,7 +376,7 @@ class Network:
                 data["aliases"],
                 data["metadata"],
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ArchitectureError(
                 f"this is not the JSON of a network: {type(error).__name__} {error}"
             ) from error
@@ -415,7 +428,9 @@ def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 over dtype, shape and the little-endian bytes of a tensor in row-major order."""
     header = canonical_json([str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
     digest = hashlib.sha256(header)
-    digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
+    tensor = tensor.detach().contiguous()
+    flat = tensor.as_strided((tensor.numel(),), (1,))  # of a single entry `view` keeps any stride
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -31,6 +31,13 @@ def assert_function_preserved(
 
     Raises:
         AssertionError: it changes by more than `tolerance`; the message names the groups that do it by themselves.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> from weightspace.testing import assert_function_preserved
+        >>> network = load("digits_mlp_a")
+        >>> assert_function_preserved(network, weightspace.symmetry(network))
     """
     if elements is None:
         elements = random_elements(spec, generator or torch.Generator().manual_seed(0))
@@ -61,6 +68,13 @@ def assert_equivariant(
         tolerance: largest difference, relative to the largest entry; by default 1e-6 in float32, 1e-12 in float64.
     Raises:
         AssertionError: a larger difference, or a result that is zero or not finite, of which nothing can be said.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> from weightspace.testing import assert_equivariant
+        >>> spec = weightspace.symmetry(load("digits_mlp_a"))
+        >>> assert_equivariant(lambda weights: {name: 2 * values for name, values in weights.items()}, spec)
     """
     from weightspace.equivariant.features import flatten_features, permute_features
 

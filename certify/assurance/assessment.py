@@ -89,6 +89,26 @@ def assess(
         finished: is called after each requirement.
     Raises:
         OutputError: the folder cannot be made.
+
+    Examples:
+        >>> import certify, pathlib, tempfile
+        >>> from weightspace.bundled import load
+        >>> text = '''
+        ... title = "Digits"
+        ... [[requirements]]
+        ... id = "R1"
+        ... text = "The scores change by at most 10 per unit of input."
+        ... kind = "lipschitz"
+        ... max = 10.0
+        ... model = "digits.safetensors"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "requirements.toml")
+        ...     _ = path.write_text(text)
+        ...     load("digits_maxmin").save(f"{folder}/digits.safetensors")
+        ...     assessment = certify.assess(certify.read_requirements(path), f"{folder}/evidence")
+        >>> [(finding.requirement.identifier, finding.outcome.name) for finding in assessment.findings]
+        [('R1', 'HOLDS')]
     """
     folder = Path(folder)
     make_folder(folder / EVIDENCE)

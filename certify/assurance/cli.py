@@ -47,6 +47,9 @@ def verify(
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
+    run_architectures: Annotated[
+        bool, typer.Option("--run-architectures", help="Run the Python files that the requirements name; trust them.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Decide a property of a network, or every requirement of a file.
@@ -81,7 +84,7 @@ def verify(
             raise WeightspaceError(f"{flag} belongs to one property; requirements say it in {str(file)!r}")
     if out is None:
         raise WeightspaceError("requirements write several files; name their folder with -o")
-    _verify_requirements(file, out, junit, seed, as_json)
+    _verify_requirements(file, out, junit, seed, run_architectures, as_json)
 
 
 def _verify_property(
@@ -153,7 +156,9 @@ def _numbers(values: Sequence[float]) -> str:
     return shown if len(values) <= 12 else f"{shown}, .. ({len(values)} numbers; -o writes them all)"
 
 
-def _verify_requirements(file: Path, out: Path, junit: Path | None, seed: int, as_json: bool) -> None:
+def _verify_requirements(
+    file: Path, out: Path, junit: Path | None, seed: int, run_architectures: bool, as_json: bool
+) -> None:
     from certify.assurance.assessment import assess
     from certify.assurance.decisions import Outcome
     from certify.assurance.junit import write_junit
@@ -164,7 +169,7 @@ def _verify_requirements(file: Path, out: Path, junit: Path | None, seed: int, a
     require_template()
     if junit is not None:
         check_writable(junit)
-    requirements = read_requirements(file)
+    requirements = read_requirements(file, run_architectures=run_architectures)
 
     def finished(finding: Finding) -> None:
         if not as_json:

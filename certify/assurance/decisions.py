@@ -14,10 +14,11 @@ import torch
 from certify.assurance.answers import answer, overall
 from certify.assurance.evidence import certificate_text, check_answers, read_answers, write_answers
 from certify.assurance.requirements import CertifiedAccuracy, Demand, LipschitzLimit, SafeOutputs
-from certify.certificate import Certificate
+from certify.certificate import Certificate, shown_above
 from certify.checking import check_text
 from certify.gaps import describe_gap
 from certify.verdicts import VerdictStatus
+from weightspace.archives import require_plain_arrays
 from weightspace.errors import CheckpointError, WeightspaceError
 from weightspace.network import Network
 
@@ -86,7 +87,7 @@ def _decide_limit(demand: LipschitzLimit, network: Network) -> Decision:
 def _judge_limit(demand: LipschitzLimit, certificate: Certificate, text: str) -> Decision:
     gap, attained = describe_gap(certificate, demand.limit), certificate.sampled_lower_bound
     if gap is None:
-        proven = f"Lipschitz constant at most {certificate.upper_bound:.8g}"
+        proven = f"Lipschitz constant at most {shown_above(certificate.upper_bound)}"
         return Decision(Outcome.HOLDS, proven, certificate.method, text)
     exceeded = attained is not None and attained > demand.limit
     return Decision(Outcome.FAILS if exceeded else Outcome.UNDECIDED, gap, certificate.method, text)
@@ -175,6 +176,7 @@ def _decide_accuracy(demand: CertifiedAccuracy, network: Network) -> Decision:
 def _samples(path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         with np.load(path, allow_pickle=False) as archive:
+            require_plain_arrays(archive.zip)
             return torch.from_numpy(archive["x"]), torch.from_numpy(archive["y"]).long()
     except Exception as error:  # zip, zlib and numpy each have their own
         raise CheckpointError(

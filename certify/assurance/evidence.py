@@ -88,17 +88,19 @@ def read_answers(text: str) -> tuple[Recorded, ...]:
 
     Raises:
         CheckpointError: not a verdict file, another version, or broken.
-        checker.Refused: its digest does not match its content.
+        checker.Refused: its digest does not match its content, or a name stands twice.
     """
     try:
-        data = json.loads(text)
+        data = checker.parse_json(text)
         if data["format"] != checker.VERDICT_FORMAT or data["version"] != VERSION:
             raise ValueError(f"its format is {data['format']!r} {data['version']!r}")
         recorded = tuple(_recorded(entry, data["network_hash"]) for entry in data["properties"])
         if not recorded:
             raise ValueError("it has no properties")
         edited = data["digest"] != checker.digest(data)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except checker.Refused:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"field {error} is missing" if isinstance(error, KeyError) else error
         raise CheckpointError(
             f"the verdict file cannot be read: {reason}; write it again with `verify`"
@@ -110,6 +112,9 @@ def read_answers(text: str) -> tuple[Recorded, ...]:
 
 def _recorded(entry: Mapping[str, Any], network_hash: str) -> Recorded:
     example, certificate = entry["counterexample"], entry["certificate"]
+    point = example and tuple(_numbers(example["input"]))
+    if point and not all(isinstance(number, float) for number in point):
+        raise ValueError("a counterexample is no list of numbers")
     return Recorded(
         network_hash,
         Property(
@@ -119,7 +124,7 @@ def _recorded(entry: Mapping[str, Any], network_hash: str) -> Recorded:
         ),
         VerdictStatus[entry["status"].upper()],
         str(entry["reason"]),
-        example and tuple(_numbers(example["input"])),
+        point or None,
         certificate and json.dumps(certificate),
     )
 
@@ -131,8 +136,8 @@ def check_file(text: str, network: Network, *, exact: bool = False) -> CheckResu
         CheckpointError: the text or the network's description is broken.
     """
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = checker.parse_json(text)
+    except ValueError:
         data = None  # check_text says what is wrong
     if isinstance(data, dict) and data.get("format") == checker.VERDICT_FORMAT:
         return check_answers(text, network, exact=exact)
@@ -179,8 +184,12 @@ def _check_proof(entry: Recorded, network: Network, exact: bool) -> CheckResult:
         raise CheckpointError(str(error)) from error
     if fields["format"] != checker.PROPERTY_FORMAT:
         return CheckResult(False, "its certificate is not about a property", None)
-    unsafe = tuple(Polyhedron(**polyhedron) for polyhedron in fields["unsafe"])
-    if (Box(**fields["region"]), unsafe) != (entry.property.region, entry.property.unsafe):
+    try:
+        unsafe = tuple(Polyhedron(**polyhedron) for polyhedron in fields["unsafe"])
+        region = Box(**fields["region"])
+    except ValueError as error:  # the numbers of a certificate are read before their sizes are known to fit
+        return CheckResult(False, f"its certificate is about no region or no outputs: {error}", None)
+    if (region, unsafe) != (entry.property.region, entry.property.unsafe):
         return CheckResult(False, "its certificate is about another region or other outputs", None)
     return check_text(entry.certificate, network, exact=exact)
 

@@ -30,8 +30,8 @@
     norm = "l2"
     min_certified_accuracy = 0.9
 
-Names of files are relative to this one. A model may be a table {file, architecture, activation, layout}, see
-`weightspace.read`.
+Names of files are relative to this one and stay beside or below it. A model may be a table {file, architecture,
+activation, layout}, see `weightspace.read`; an architecture in Python is run only if the caller says so.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from certify.properties import Polyhedron, Property
@@ -57,6 +57,7 @@ from weightspace.network import Network
 SUFFIXES = (".toml", ".yaml", ".yml")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _BYTES = 2**26
+_DEPTH = 100  # of nested brackets in YAML
 _REPRESENTATION = reprlib.Repr()  # in YAML a few lines can stand for billions of entries
 _REPRESENTATION.maxstring = _REPRESENTATION.maxother = 100
 
@@ -155,12 +156,33 @@ class Requirements:
     requirements: tuple[Requirement, ...]
 
 
-def read_requirements(path: str | Path) -> Requirements:
+def read_requirements(path: str | Path, *, run_architectures: bool = False) -> Requirements:
     """Read a TOML or YAML file; the module's docstring shows the form. Boxes and VNN-LIB files it names are read too.
 
+    Args:
+        run_architectures: accept models with an architecture `file.py:function`, which is run when they are read.
     Raises:
         WeightspaceError: it or a file it names cannot be read, a key is missing, unknown or doubled, a value is of the
             wrong type or out of range; the message names the requirement and the key.
+
+    Examples:
+        >>> import certify, pathlib, tempfile
+        >>> from weightspace.bundled import load
+        >>> text = '''
+        ... title = "Digits"
+        ... [[requirements]]
+        ... id = "R1"
+        ... text = "The scores change by at most 10 per unit of input."
+        ... kind = "lipschitz"
+        ... max = 10.0
+        ... model = "digits.safetensors"
+        ... '''
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "requirements.toml")
+        ...     _ = path.write_text(text)
+        ...     load("digits_maxmin").save(f"{folder}/digits.safetensors")
+        ...     [entry.identifier for entry in certify.read_requirements(path).requirements]
+        ['R1']
     """
     path = Path(path)
     content = _content(path)
@@ -173,6 +195,12 @@ def read_requirements(path: str | Path) -> Requirements:
     found: dict[str, Requirement] = {}
     for place, entry in enumerate(entries, 1):
         requirement = _requirement(_Table(entry, f"{str(path)!r}, requirement {place}", path.parent), shared)
+        code = requirement.model.architecture
+        if code and not code.endswith(".json") and not run_architectures:
+            raise WeightspaceError(
+                f"{str(path)!r}, requirement {place}: the architecture {code!r} is Python that would be run; if you "
+                "trust it, say --run-architectures (in Python run_architectures=True)"
+            )
         known = requirement.identifier.casefold()  # two file names that some systems do not tell apart
         if known in found:
             raise WeightspaceError(f"{str(path)!r}: two requirements have the id {requirement.identifier!r}")
@@ -195,13 +223,15 @@ def _parse(content: bytes, path: Path) -> Any:
     try:
         text = content.decode("utf-8")
         return tomllib.loads(text) if path.suffix == ".toml" else _parse_yaml(text)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise CheckpointError(f"cannot read requirements {str(path)!r}: {reason}") from error
 
 
 def _parse_yaml(text: str) -> Any:
     import yaml
+
+    _require_shallow(text)
 
     class Loader(yaml.SafeLoader):
         """Refuses a key that stands twice: the last one would silently replace a requirement."""
@@ -217,6 +247,19 @@ def _parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
+
+
+def _require_shallow(text: str) -> None:
+    """Refuse brackets in brackets in .. before the parser spends minutes on them: it is quadratic in their depth.
+
+    Raises:
+        ValueError: more than `_DEPTH` are open at a place.
+    """
+    depth = 0
+    for bracket in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if bracket[0] in "[{" else max(depth - 1, 0)
+        if depth > _DEPTH:
+            raise ValueError(f"more than {_DEPTH} nested brackets")
 
 
 class _Table:
@@ -315,7 +358,14 @@ def _identifier(value: Any, place: str, folder: Path) -> str:
 
 
 def _path(value: Any, place: str, folder: Path) -> Path:
-    return folder / _text(value, place, folder)
+    """The path of a file that is named, which must not lead out of the folder: files may come from strangers."""
+    name = _text(value, place, folder)
+    spellings = (PurePosixPath(name), PureWindowsPath(name))
+    if "\0" in name or any(one.is_absolute() or one.drive or ".." in one.parts for one in spellings):
+        raise WeightspaceError(
+            f"{place} is {_shown(value)}, which lies outside of the folder of the requirements; move them above it"
+        )
+    return folder / name
 
 
 def _number(low: float, high: float = math.inf) -> Callable[[Any, str, Path], float]:
@@ -350,7 +400,7 @@ def _output(value: Any, place: str, folder: Path) -> Output:
 
 
 def _region(value: Any, place: str, folder: Path) -> Region:
-    return read_region(folder / value) if isinstance(value, str) else region_of(value, place)
+    return read_region(_path(value, place, folder)) if isinstance(value, str) else region_of(value, place)
 
 
 def _vnnlib(value: Any, place: str, folder: Path) -> tuple[Property, ...]:
@@ -380,13 +430,13 @@ def _polyhedra(value: Any, place: str, folder: Path) -> list[Polyhedron]:
 
 def _model(value: Any, place: str, folder: Path) -> ModelFile:
     if isinstance(value, str):
-        return ModelFile(folder / value, value)
+        return ModelFile(_path(value, place, folder), value)
     table = _Table(value, place, folder)
     name = table.take("file", _text)
     architecture = table.take("architecture", _path, None)  # file.py:function, also relative to this file
     others = [table.take(key, _text, None) for key in ("activation", "layout")]
     table.finish()
-    return ModelFile(folder / name, name, architecture and str(architecture), *others)
+    return ModelFile(_path(name, place, folder), name, architecture and str(architecture), *others)
 
 
 def _shown(value: Any) -> str:

@@ -70,6 +70,17 @@ def read_vnnlib(path: str | Path) -> tuple[Property, ...]:
     Raises:
         CheckpointError: the file cannot be read, or says more than linear constraints on inputs or on outputs, or
             leaves an input unbounded; the message has the line.
+
+    Examples:
+        >>> import certify, pathlib, tempfile
+        >>> text = "(declare-const X_0 Real) (declare-const Y_0 Real)"
+        >>> text += "(assert (>= X_0 0)) (assert (<= X_0 1)) (assert (>= Y_0 2))"
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "property.vnnlib")
+        ...     _ = path.write_text(text)
+        ...     (found,) = certify.read_vnnlib(path)
+        >>> found.region
+        Box(1 inputs)
     """
     path = Path(path)
     try:
@@ -81,7 +92,10 @@ def read_vnnlib(path: str | Path) -> tuple[Property, ...]:
         raise CheckpointError(f"cannot read property {str(path)!r}: {reason}") from error
     if len(content) > _BYTES:
         raise CheckpointError(f"property {str(path)!r} has more than {_BYTES >> 20} MB; split it")
-    return parse_vnnlib(text, path.name.removesuffix(".gz").removesuffix(".vnnlib"))
+    try:
+        return parse_vnnlib(text, path.name.removesuffix(".gz").removesuffix(".vnnlib"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(path)!r}: {error}") from error
 
 
 def parse_vnnlib(text: str, name: str = "") -> tuple[Property, ...]:

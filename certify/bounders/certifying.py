@@ -65,6 +65,18 @@ def lipschitz(
         NonFiniteError: NaN or infinite weights.
         ShapeError: `output` does not exist, or `region` does not fit the input.
         ArchitectureError: the module cannot be traced, or its input shape not be derived.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_mlp_a")
+        >>> certificate = certify.lipschitz(network)
+        >>> round(certificate.upper_bound, 1)
+        24.8
+        >>> certificate.sampled_lower_bound <= certificate.upper_bound
+        True
+        >>> certify.check(certificate, network).valid
+        True
     """
     started = time.perf_counter()
     if norm not in ("l2", "linf"):

@@ -45,6 +45,15 @@ class LipSDP(Bounder):
     Source: Fazlyab, Robey, Hassani, Morari, Pappas, LipSDP (2019), whose Network variant is unsound and not offered;
     Pauli, Havens, Araujo, et al., Novel quadratic constraints for extending LipSDP (2024), for groups and residual
     networks; `certify.structured` for the method.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> network = load("digits_mlp_a")
+        >>> round(certify.lipschitz(network, bounder=certify.LipSDP()).upper_bound, 1)
+        24.8
+        >>> round(certify.lipschitz(network, bounder=certify.LipSDP(multipliers="layer")).upper_bound, 1)
+        26.0
     """
 
     solver: str = "structured"

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -27,8 +31,12 @@ from certify.signals import Output, System, system_of
 from certify.structured.batch import LARGEST, batch_key, minimize_batch
 from certify.unbounded import refuse_unbounded_slopes
 from weightspace.errors import ShapeError
+from weightspace.journal import Journal
+from weightspace.mapping import map_over
 from weightspace.network import Network
 from weightspace.reading import as_network
+
+TOGETHER = 64  # programs that are solved together, whatever the number of workers
 
 
 def lipschitz_many(
@@ -39,10 +47,11 @@ def lipschitz_many(
     regions: Sequence[Region | None] | None = None,
     tolerance: float = 1e-6,
     executor: Executor | None = None,
+    journal: str | Path | None = None,
 ) -> list[Certificate]:
     """Bound the Lipschitz constants of many networks, or of one over many regions, by LipSDP, as `lipschitz` does.
 
-    Programs of the same shape with at most 80 coordinates are solved together, every step vectorized over them;
+    Programs of the same shape with at most 80 coordinates are solved 64 at a time, every step vectorized over them;
     without a search for lower bounds (`sampled_lower_bound` is None). Over regions of one network, neurons that bend in
     some of them keep a coordinate in all, which leaves every bound as it is but for a slope widened by 1 %. What is
     larger, implicit or does not converge that way is done by `lipschitz`, one per task.
@@ -51,11 +60,23 @@ def lipschitz_many(
         models_or_networks: all with the same kind of question: `norm`, `output` (an index or a pair with "linf").
         regions: one per network, None for the whole space; one network alone is taken for all of them.
         tolerance: relative gap of rho.
-        executor: runs the single networks; a pool of threads when None.
+        executor: solves the programs and has the proofs checked, for example one of `concurrent.futures` or a Dask
+            client's `get_executor()`; a pool of threads when None. The numbers do not depend on it.
+        journal: a file that takes every certificate, by network, region and question. The same call finds them there
+            and does the rest.
     Returns:
         One certificate per network and region, in their order.
     Raises:
-        as `lipschitz`; ShapeError where regions and networks do not match.
+        as `lipschitz`; ShapeError where regions and networks do not match; CheckpointError where the journal belongs to
+        another call; ExecutorError where the workers were lost.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> networks = [load("digits_mlp_a"), load("digits_mlp_b")]
+        >>> certificates = certify.lipschitz_many(networks)
+        >>> [round(certificate.upper_bound, 1) for certificate in certificates]
+        [24.8, 23.8]
     """
     models = list(models_or_networks)
     if regions is not None and len(models) == 1:
@@ -65,7 +86,66 @@ def lipschitz_many(
         raise ShapeError(f"{len(models)} networks and {len(regions)} regions do not match; give one for each")
     known: dict[int, Network] = {}
     networks = [known.setdefault(id(model), as_network(model, None)) for model in models]
-    results: list[Certificate | None] = [None] * len(networks)
+    questions = list(zip(networks, regions, strict=True))
+    question = {"norm": norm, "output": output, "tolerance": tolerance}
+    results: list[Certificate | None] = [None] * len(questions)
+    with (
+        nullcontext() if journal is None else Journal(journal, "lipschitz_many", question) as record,
+        ThreadPoolExecutor(os.cpu_count()) if executor is None else nullcontext(executor) as pool,
+    ):
+        run = partial(
+            map_over, executor=pool, journal=record, describe=_names, encode=_encode, decode=_decode
+        )
+        blocks = _blocks(questions)
+        together = run(
+            partial(_solve_together, **question),
+            [[questions[place] for place in block] for block in blocks],
+            key=partial(_key, "together"),
+        )
+        for block, found in zip(blocks, together, strict=True):
+            for place, certificate in zip(block, found, strict=True):
+                results[place] = certificate
+        left = [place for place, result in enumerate(results) if result is None]
+        alone = run(
+            partial(_solve_alone, **question),
+            [[questions[place]] for place in left],
+            key=partial(_key, "alone"),
+        )
+    for place, (certificate,) in zip(left, alone, strict=True):
+        results[place] = certificate
+    return [result for result in results if result is not None]
+
+
+_Question = tuple[Network, Region | None]
+
+
+def _blocks(questions: Sequence[_Question]) -> list[list[int]]:
+    """Places of questions about networks of the same shapes, `TOGETHER` in a block."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for place, (network, _) in enumerate(questions):
+        alike[tuple((node.operation.kind, node.shape) for node in network.nodes)].append(place)
+    return [
+        places[start : start + TOGETHER]
+        for places in alike.values()
+        for start in range(0, len(places), TOGETHER)
+    ]
+
+
+def _solve_alone(
+    questions: Sequence[_Question], *, tolerance: float, **question: Any
+) -> list[Certificate | None]:
+    return [
+        lipschitz(network, region=region, bounder=LipSDP(tolerance=tolerance), **question)
+        for network, region in questions
+    ]
+
+
+def _solve_together(
+    questions: Sequence[_Question], *, norm: str, output: Output, tolerance: float
+) -> list[Certificate | None]:
+    """Certificates of those questions whose programs can be solved together."""
+    results: list[Certificate | None] = [None] * len(questions)
+    networks, regions = [network for network, _ in questions], [region for _, region in questions]
     for group in _groups(networks, regions, norm, output):
         started = time.perf_counter()
         found = minimize_batch([task.inequality for task in group], tolerance=tolerance)
@@ -93,21 +173,28 @@ def lipschitz_many(
                 results[task.place] = write_certificate(
                     task.system.network, task.model, claim, proven, [], None, beginning
                 )
-    left = [place for place, result in enumerate(results) if result is None]
-    single = partial(_lipschitz_over, norm=norm, output=output, bounder=LipSDP(tolerance=tolerance))
-    alone = [networks[place] for place in left], [regions[place] for place in left]
-    if executor is not None:
-        others = list(executor.map(single, *alone))
-    else:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            others = list(pool.map(single, *alone))
-    for place, certificate in zip(left, others, strict=True):
-        results[place] = certificate
-    return [result for result in results if result is not None]
+    return results
 
 
-def _lipschitz_over(network: Network, region: Region | None, **question: Any) -> Certificate:
-    return lipschitz(network, region=region, **question)
+def _names(questions: Sequence[_Question]) -> str:
+    sources = [network.metadata.get("source") or f"network {network.hash[:12]}" for network, _ in questions]
+    where = "" if questions[0][1] is None else f" over {questions[0][1]}"
+    return f"{sources[0]}{where}" + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+
+
+def _key(task: str, questions: Sequence[_Question]) -> str:
+    about = [
+        [network.hash, region and [type(region).__name__, vars(region)]] for network, region in questions
+    ]
+    return f"{task} {hashlib.sha256(json.dumps(about).encode()).hexdigest()}"
+
+
+def _encode(certificates: Sequence[Certificate | None]) -> list[str | None]:
+    return [certificate and certificate.to_json() for certificate in certificates]
+
+
+def _decode(texts: Sequence[str | None]) -> list[Certificate | None]:
+    return [None if text is None else Certificate.from_json(text) for text in texts]
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,12 @@ class NormProduct(Bounder):
 
     Args:
         model: the network as the check sees it, where it is known, so that it need not be built again.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> round(certify.lipschitz(load("digits_mlp_a"), bounder=certify.NormProduct()).upper_bound, 1)
+        29.1
     """
 
     model: checker.Model | None = field(default=None, repr=False)

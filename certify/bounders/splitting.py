@@ -30,6 +30,15 @@ class Split(Bounder):
     Args:
         work: floating-point operations for Descent, of all sub-chains together.
         seconds: estimated time up to which a sub-chain is solved by LipSDP.
+
+    Examples:
+        >>> import certify
+        >>> from weightspace.bundled import load
+        >>> certificate = certify.lipschitz(load("digits_mlp_a"), bounder=certify.Split())
+        >>> certificate.sampled_lower_bound <= certificate.upper_bound
+        True
+        >>> certificate.cuts
+        ()
     """
 
     work: float = 5e12

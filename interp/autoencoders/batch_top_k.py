@@ -27,6 +27,12 @@ class BatchTopK(SelectingActivation):
         k: kept per sample, in the mean.
         momentum: of the running mean, after the first $1 / (1 - momentum)$ steps, which count alike.
     Source: Bussmann, Leask, Nanda, BatchTopK sparse autoencoders (2024).
+
+    Examples:
+        >>> import interp, torch
+        >>> codes = interp.SparseAutoencoder(8, 32, interp.BatchTopK(4)).encode(torch.randn(10, 8))
+        >>> int((codes != 0).sum()) <= 40  # of ten samples together
+        True
     """
 
     k: int

@@ -60,6 +60,14 @@ class BilinearAutoencoder(Autoencoder):
         ShapeError: a number or a name that is none of the above.
     Source: Dooms and Gauderis, Finding manifolds with bilinear autoencoders (2025), who reverse the weights of tiles on
         and off the diagonal and leave the biases out of K, in the code published with it.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.BilinearAutoencoder(8, 32, ordered=True, sparsity=0.1)
+        >>> autoencoder.encode(torch.randn(10, 8)).shape
+        torch.Size([10, 32])
+        >>> interp.decompose(autoencoder).vectors.shape  # the eigenvectors of every latent
+        torch.Size([32, 8, 8])
     """
 
     mixing_weight: nn.Parameter | None

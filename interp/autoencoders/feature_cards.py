@@ -98,6 +98,13 @@ def describe_features(
         neighbors: number of similar features of each that are named.
     Raises:
         ShapeError: a feature that does not exist, or activations that `evaluate` refuses.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.SparseAutoencoder(8, 16, interp.TopK(4))
+        >>> cards = interp.describe_features(autoencoder, torch.randn(100, 8)).cards
+        >>> cards[0].direction.shape, 0 <= cards[0].density <= 1
+        (torch.Size([8]), True)
     """
     if top < 1 or neighbors < 0:
         raise ShapeError(

@@ -88,6 +88,13 @@ def match_features(a: Autoencoder, b: Autoencoder, *, signed: bool = True) -> Fe
     Raises:
         NonFiniteError: a decoder has NaN or infinite weights.
         ShapeError: features of different sizes.
+
+    Examples:
+        >>> import interp
+        >>> a = interp.SparseAutoencoder(8, 16, interp.TopK(4))
+        >>> found = interp.match_features(a, a)
+        >>> found.partners[:4].tolist(), round(found.mean, 4)
+        ([0, 1, 2, 3], 1.0)
     """
     with torch.no_grad():
         rows = range(0, a.latents, ROWS_AT_A_TIME)

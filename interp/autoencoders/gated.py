@@ -27,6 +27,12 @@ class Gated(DenseActivation):
         l1: $\lambda$, for squared errors summed over the entries of a sample.
     Source: Rajamanoharan et al., Improving dictionary learning with gated sparse autoencoders (2024), section 3. The
         norms of the decoder in the penalty are 1 while it is normalized, as there.
+
+    Examples:
+        >>> import interp, torch
+        >>> codes = interp.SparseAutoencoder(8, 32, interp.Gated(l1=0.1)).encode(torch.randn(10, 8))
+        >>> bool((codes >= 0).all())
+        True
     """
 
     l1: float = 1.0

@@ -30,6 +30,13 @@ class JumpReLU(DenseActivation):
         initial_threshold: $\theta$ at the start.
     Source: Rajamanoharan et al., Jumping ahead: improving reconstruction fidelity with JumpReLU sparse autoencoders
         (2024), sections 3 and 4; the target: its appendix.
+
+    Examples:
+        >>> import interp, torch
+        >>> activation = interp.JumpReLU(target_l0=4.0, initial_threshold=0.1)
+        >>> codes = interp.SparseAutoencoder(8, 32, activation).encode(torch.randn(10, 8))
+        >>> bool((codes[codes > 0] > 0.0999).all())  # at or below the threshold codes are 0
+        True
     """
 
     l0: float = 1.0

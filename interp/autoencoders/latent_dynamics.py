@@ -170,6 +170,12 @@ def find_attractors(
         ConvergenceError: no start converged.
         ShapeError: `starts`, `space` or `damping` do not fit.
         UnsupportedOperationError: the space "latent" of a module without `encode` and `decode`.
+
+    Examples:
+        >>> import interp, torch
+        >>> found = interp.find_attractors(lambda x: x / 2, torch.randn(20, 3))
+        >>> found.points.shape, found.basins.tolist()
+        (torch.Size([1, 3]), [1.0])
     """
     step = _map(autoencoder, space)
     if starts.ndim < 2 or not len(starts) or not starts.is_floating_point() or not starts.isfinite().all():

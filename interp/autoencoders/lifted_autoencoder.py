@@ -45,6 +45,13 @@ class LiftedAutoencoder(Autoencoder):
         UnsupportedOperationError: latents that died are to be resampled.
     Source: Tolooshams, Shen, Anandkumar (arXiv:2509.03738), reconstructed from the abstracts of its versions; details
         may differ from the authors' code, which was not public.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.LiftedAutoencoder(8, 32, interp.TopK(4), lifted=16)
+        >>> x = torch.randn(10, 8)
+        >>> torch.allclose(autoencoder.fold()(x), autoencoder(x), atol=1e-4)
+        True
     """
 
     def __init__(

@@ -47,6 +47,12 @@ class Metrics:
         histogram, histogram_edges: number of living latents by log10 of their density; rarer ones are in the first bin.
         loss_recovered: of the model the activations are from; None if none was given.
     Source: Karvonen et al., SAEBench: A comprehensive benchmark for sparse autoencoders (2025), names of the metrics.
+
+    Examples:
+        >>> import interp, torch
+        >>> metrics = interp.evaluate(interp.SparseAutoencoder(8, 32, interp.TopK(4)), torch.randn(100, 8))
+        >>> 0 < metrics.frac_alive <= 1, round(metrics.fvu + metrics.explained_variance, 6)
+        (True, 1.0)
     """
 
     samples: int
@@ -142,6 +148,12 @@ def evaluate(
         ShapeError: no activations, or of another shape than the autoencoder takes.
     Source: SAEBench (2025); FVU as defined there in words, not by the difference of mean squares that its version
         0.6.0 computes, which depends on the scale of the activations.
+
+    Examples:
+        >>> import interp, torch
+        >>> metrics = interp.evaluate(interp.SparseAutoencoder(8, 32, interp.TopK(4)), torch.randn(100, 8))
+        >>> metrics.samples, metrics.l0 <= 4
+        (100, True)
     """
     if batch_size < 1:
         raise ShapeError(f"evaluate needs a batch_size of at least 1; it is {batch_size}")

@@ -50,6 +50,12 @@ class OperatorAutoencoder(Autoencoder):
         ShapeError: a size, a penalty or a scaling that makes no sense.
     Source: Tolooshams, Shen, Anandkumar (arXiv:2509.03738), reconstructed from the abstracts of its versions; details
         may differ from the authors' code, which was not public.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.OperatorAutoencoder(1, 16, modes=8)
+        >>> [tuple(autoencoder(torch.randn(4, 1, points)).shape) for points in (64, 256)]
+        [(4, 1, 64), (4, 1, 256)]
     """
 
     def __init__(

@@ -52,6 +52,12 @@ def plant_vectors(
             of the samples has a somewhat smaller condition number, since the atoms are made unit vectors.
     Raises:
         ShapeError: more active atoms than there are.
+
+    Examples:
+        >>> import interp, torch
+        >>> planted = interp.plant_vectors(16, 32, samples=100, generator=torch.Generator().manual_seed(0))
+        >>> planted.samples.shape, planted.atoms.shape
+        (torch.Size([100, 16]), torch.Size([32, 16]))
     """
     generator = generator or torch.Generator().manual_seed(0)
     options = {"generator": generator, "dtype": dtype}
@@ -126,6 +132,11 @@ def recovery(found: Tensor, planted: Tensor) -> Tensor:
         (atoms,), each in [0, 1].
     Raises:
         ShapeError: atoms of different shapes.
+
+    Examples:
+        >>> import interp, torch
+        >>> interp.recovery(found=-torch.eye(3), planted=torch.eye(3)).round(decimals=4)
+        tensor([1., 1., 1.])
     """
     if found.shape[1:] != planted.shape[1:]:
         raise ShapeError(

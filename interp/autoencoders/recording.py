@@ -50,6 +50,13 @@ def activations(
         ArchitectureError: there is no such submodule, or it was not run.
         ShapeError: the loader can be read once only, or is empty; activations at several places do not fit.
         NonFiniteError: an activation is NaN or infinite.
+
+    Examples:
+        >>> import interp, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> hidden = interp.activations(model, "1", [torch.randn(10, 4) for _ in range(3)])
+        >>> hidden.sample_shape
+        (8,)
     """
     if not isinstance(module, nn.Module):
         module = _SideBySide(module)
@@ -151,6 +158,14 @@ def write_activations(
 
     Raises:
         OutputError: the folder exists and is not empty, or cannot be written.
+
+    Examples:
+        >>> import interp, tempfile, torch
+        >>> model = torch.nn.Linear(4, 8)
+        >>> hidden = interp.activations(model, "", [torch.randn(10, 4)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in interp.write_activations(hidden, folder)]
+        ['activations-00000.safetensors']
     """
     folder = make_folder(folder)
     if any(folder.iterdir()):

@@ -22,6 +22,12 @@ class ReLU(DenseActivation):
         l1: $\lambda$, for squared errors summed over the entries of a sample.
     Source: Bricken et al., Towards monosemanticity (2023); norms of the decoder in the penalty: Conerly et al.,
         Update on how we train SAEs (2024), which makes it blind to the scale of a latent.
+
+    Examples:
+        >>> import interp, torch
+        >>> codes = interp.SparseAutoencoder(8, 32, interp.ReLU(l1=0.1)).encode(torch.randn(10, 8))
+        >>> bool((codes >= 0).all())
+        True
     """
 
     l1: float = 1.0

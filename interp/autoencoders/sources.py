@@ -220,6 +220,14 @@ def open_activations(
         piece_bytes: memory for what is shuffled together.
     Raises:
         CheckpointError: a file is missing, broken, empty, or does not fit the others.
+
+    Examples:
+        >>> import interp, pathlib, tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save(torch.randn(100, 8), pathlib.Path(folder, "hidden.pt"))
+        ...     source = interp.open_activations(folder)
+        ...     len(source), source.sample_shape
+        (100, (8,))
     """
     return ShardSource(_files(path), None if targets is None else _files(targets), piece_bytes=piece_bytes)
 

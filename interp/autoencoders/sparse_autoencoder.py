@@ -67,6 +67,13 @@ class SparseAutoencoder(Autoencoder):
         differ among implementations (SAE Lens sums the prefixes); Dunefsky et al., Transcoders find interpretable LLM
         feature circuits (2024); Paulo et al., Transcoders beat sparse autoencoders for interpretability (2025), for the
         skip; Lindsey et al., Sparse crosscoders for cross-layer features and model diffing (2024).
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.SparseAutoencoder(8, 32, interp.TopK(4), matryoshka=(16,))
+        >>> codes = autoencoder.encode(torch.randn(10, 8))
+        >>> codes.shape, int((codes != 0).sum(1).max()) <= 4
+        (torch.Size([10, 32]), True)
     """
 
     silent_for: Tensor

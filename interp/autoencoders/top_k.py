@@ -18,6 +18,12 @@ class TopK(SelectingActivation):
         k: how many; fewer fire where fewer are positive.
     Source: Makhzani and Frey, k-Sparse autoencoders (2014); Gao et al., Scaling and evaluating sparse autoencoders
         (2024).
+
+    Examples:
+        >>> import interp, torch
+        >>> codes = interp.SparseAutoencoder(8, 32, interp.TopK(4)).encode(torch.randn(10, 8))
+        >>> int((codes != 0).sum(1).max()) <= 4
+        True
     """
 
     k: int

@@ -37,6 +37,13 @@ class TrainingRun:
             autoencoder counts them.
         samples: seen in the whole.
         seconds: of wall time, that of earlier parts of a continued run included.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.SparseAutoencoder(8, 32, interp.TopK(4))
+        >>> run = interp.train(autoencoder, torch.randn(512, 8), steps=5, batch_size=64, progress=False)
+        >>> run.samples, [entry["step"] for entry in run.history[0]]
+        (320, [1, 2, 3, 4, 5])
     """
 
     autoencoders: tuple[Autoencoder, ...]
@@ -119,6 +126,15 @@ def train(
         NonFiniteError: activations or a loss are NaN or infinite; the last checkpoint stays.
         CheckpointError: the checkpoint belongs to another training, or a file of activations is broken.
         OutputError: the checkpoint cannot be written; the one before stays.
+
+    Examples:
+        >>> import interp, torch
+        >>> autoencoder = interp.SparseAutoencoder(8, 32, interp.TopK(4))
+        >>> x = torch.randn(512, 8)
+        >>> run = interp.train(autoencoder, x, steps=10, batch_size=64, progress=False)
+        >>> (entries,) = run.history
+        >>> entries[-1]["fvu"] < entries[0]["fvu"]  # fraction of variance unexplained
+        True
     """
     from tqdm import tqdm
 

@@ -9,7 +9,7 @@ import pytest
 
 import certify
 from certify.bounders.proving import require_faithful
-from certify.certificate import Status
+from certify.certificate import Status, shown_above, shown_below
 from weightspace.errors import CheckpointError
 
 
@@ -58,7 +58,7 @@ def test_it_can_be_read_by_people(build, he):
             assert "upper bound" in text
             assert "sampled lower bound" in text
             if certificate.upper_bound is not None:
-                assert f"{certificate.upper_bound:.8g}" in text
+                assert shown_above(certificate.upper_bound) in text
         escaped = dataclasses.replace(certificate, method="<script>")._repr_html_()
         assert "<script>" not in escaped
 
@@ -71,3 +71,10 @@ def test_broken_files_are_refused_in_one_line(text):
         certify.Certificate.from_json(text)
     assert "\n" not in str(caught.value)
     assert "certificate" in str(caught.value)
+
+
+def test_printed_bounds_are_on_the_safe_side():
+    assert shown_above(1.00000000001) == "1.0000001"
+    assert shown_below(1.99999999999) == "1.9999999"
+    assert shown_above(5.0) == shown_below(5.0) == "5"
+    assert shown_above(None) == "none"

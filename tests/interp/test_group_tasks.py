@@ -431,6 +431,7 @@ def test_figures_show_the_spectra():
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == pytest.approx((spectrum.sum(1) / spectrum.sum()).tolist(), abs=1e-12)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["first", "second"]
+    assert figure._repr_png_().startswith(b"\x89PNG")  # a notebook shows it whichever backend is set
     with pytest.raises(weightspace.ShapeError, match=r"lengths \[3, 5\]"):
         fourier_spectrum_figure({"first": spectrum, "second": torch.zeros(5)})
 

@@ -11,6 +11,7 @@ import torch
 
 from weightspace import operations as op
 from weightspace.builder import NetworkBuilder
+from weightspace.canonical_form import canonical_hash
 from weightspace.errors import ArchitectureError, NonFiniteError, ShapeError, UnsupportedOperationError
 from weightspace.network import Network, Node, require_finite, tensor_digest
 from weightspace.reading import read
@@ -87,6 +88,22 @@ def test_tensor_digest_covers_the_bytes():
     assert tensor_digest(tensor) == expected
     assert tensor_digest(tensor.mT.contiguous().mT) == expected
     assert tensor_digest(torch.tensor(0.0)) != tensor_digest(torch.tensor(-0.0))
+
+
+def test_single_entries_may_have_any_stride(tmp_path):
+    def network(weight: torch.Tensor) -> Network:
+        builder = NetworkBuilder()
+        builder.parameter("weight", weight)
+        return builder.build(
+            [builder.add(op.Linear(weight="weight"), builder.input("x", (None, 1), weight.dtype))]
+        )
+
+    strided, plain = network(torch.ones(1, 2)[:, ::2]), network(torch.ones(1, 1))
+    assert strided.parameters["weight"].stride(-1) == 2
+    assert strided.hash == plain.hash
+    assert canonical_hash(strided) == canonical_hash(plain)
+    strided.save(tmp_path / "n.safetensors")
+    assert read(tmp_path / "n.safetensors").hash == plain.hash
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -18,7 +18,13 @@ _NAMES = ("digits_mlp_a", "digits_mlp_b", "digits_resnet", "digits_maxmin", "dig
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of the bundled networks."""
+    """Return the names of the bundled networks.
+
+    Examples:
+        >>> from weightspace.bundled import names
+        >>> names()
+        ('digits_mlp_a', 'digits_mlp_b', 'digits_resnet', 'digits_maxmin', 'digits_bilinear')
+    """
     return _NAMES
 
 
@@ -27,6 +33,11 @@ def path(name: str) -> Path:
 
     Raises:
         CheckpointError: no bundled network has this name.
+
+    Examples:
+        >>> from weightspace.bundled import path
+        >>> path("digits_maxmin").name
+        'digits_maxmin.safetensors'
     """
     if name not in _NAMES:
         from weightspace.errors import CheckpointError
@@ -40,6 +51,12 @@ def load(name: str) -> Network:
 
     Raises:
         CheckpointError: no bundled network has this name.
+
+    Examples:
+        >>> from weightspace.bundled import digits, load
+        >>> network = load("digits_mlp_a")
+        >>> network.to_module()(digits()[2]).shape
+        torch.Size([450, 10])
     """
     from weightspace.reading import read
 
@@ -47,7 +64,13 @@ def load(name: str) -> Network:
 
 
 def accuracies() -> dict[str, dict[str, object]]:
-    """Return name -> description, seed, test_accuracy, train_accuracy, test_images, train_images."""
+    """Return name -> description, seed, test_accuracy, train_accuracy, test_images, train_images.
+
+    Examples:
+        >>> from weightspace.bundled import accuracies
+        >>> accuracies()["digits_mlp_a"]["test_accuracy"] > 0.9
+        True
+    """
     import json
 
     return json.loads((FOLDER / "accuracy.json").read_text(encoding="utf-8"))
@@ -60,6 +83,11 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     and 450 test, stratified by class.
     Source: Alpaydin and Kaynak, Optical recognition of handwritten digits (1998), the test part, through
     `sklearn.datasets.load_digits`.
+
+    Examples:
+        >>> from weightspace.bundled import digits
+        >>> [tuple(part.shape) for part in digits()]
+        [(1347, 64), (1347,), (450, 64), (450,)]
     """
     import torch
     from sklearn.datasets import load_digits

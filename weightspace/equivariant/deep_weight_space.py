@@ -46,6 +46,15 @@ class DeepWeightSpaceNet(nn.Module):
         ArchitectureError: an unknown normalization.
     Source: Navon et al., Equivariant architectures for learning in deep weight spaces (2023), section 5; Zhou et al.,
         Permutation equivariant neural functionals (2023), for the heads.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.equivariant import DeepWeightSpaceNet
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = weightspace.symmetry(module)
+        >>> weights = {name: torch.randn(5, *shape) for name, shape in spec.shapes.items()}
+        >>> DeepWeightSpaceNet(spec, 10, channels=(8, 8))(weights).shape  # five networks, ten classes
+        torch.Size([5, 10])
     """
 
     def __init__(

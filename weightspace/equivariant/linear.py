@@ -152,6 +152,18 @@ class EquivariantLinear(_EquivariantMap):
     Source: Navon et al., Equivariant architectures for learning in deep weight spaces (2023), theorem 5.1; Zhou et
         al., Permutation equivariant neural functionals (2023), section 3; Maron et al. (2019), theorem 1. Differs in
         that it is complete, for any spec.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.equivariant import EquivariantLinear
+        >>> from weightspace.testing import assert_equivariant
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = weightspace.symmetry(module)
+        >>> layer = EquivariantLinear(spec, 1, 4)
+        >>> weights = {name: torch.randn(5, 1, *shape) for name, shape in spec.shapes.items()}
+        >>> {name: tuple(values.shape) for name, values in layer(weights).items()}
+        {'0.weight': (5, 4, 8, 3), '0.bias': (5, 4, 8), '2.weight': (5, 4, 2, 8), '2.bias': (5, 4, 2)}
+        >>> assert_equivariant(layer, spec)
     """
 
     def __init__(
@@ -213,12 +225,20 @@ class EquivariantSetLayer(_EquivariantMap):
 class InvariantLinear(_WeightSpaceMap):
     r"""The most general affine map from a weight space to numbers that no permutation of a spec changes.
 
-        $L(
-    ho(g) 	heta) = L(	heta)$: the averages of all parameters over everything that moves, times one matrix.
-        Results have shape (batch, out_channels). Arguments and errors as for `EquivariantLinear`; `pooling` other than
-        the mean makes it a nonlinear invariant layer.
+    $L(\rho(g) \theta) = L(\theta)$: the averages of all parameters over everything that moves, times one matrix.
+    Results have shape (batch, out_channels). Arguments and errors as for `EquivariantLinear`; `pooling` other than
+    the mean makes it a nonlinear invariant layer.
 
-        Source: Maron et al., Invariant and equivariant graph networks (2019), theorem 1, for whole axes.
+    Source: Maron et al., Invariant and equivariant graph networks (2019), theorem 1, for whole axes.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.equivariant import InvariantLinear
+        >>> module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> spec = weightspace.symmetry(module)
+        >>> weights = {name: torch.randn(5, 1, *shape) for name, shape in spec.shapes.items()}
+        >>> InvariantLinear(spec, 1, 10)(weights).shape
+        torch.Size([5, 10])
     """
 
     def __init__(

@@ -75,6 +75,13 @@ def count_maps(spec: SymmetrySpec) -> Dimension:
     fixed entries f.
 
     Source: orbit counting as in Maron et al. (2019), section 3; every orbit of pairs of entries gives one map.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> from weightspace.equivariant import count_maps
+        >>> count_maps(weightspace.symmetry(load("digits_mlp_a")))
+        Dimension(linear=12070, constant=87)
     """
     plan = plan_maps(cut_into_blocks(spec))
     return Dimension(plan.dimension, plan.channels[0].written_width)

@@ -39,6 +39,17 @@ def encode(
         ShapeError: `kernel` is smaller than a kernel of the network.
     Source: Kofinas et al., Graph neural networks for learning equivariant representations of neural networks
     (2024), section 3; Lim et al., Graph metanetworks for processing diverse neural architectures (2024), section 3.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> graph = weightspace.encode(load("digits_mlp_a"))
+        >>> graph.layer_sizes
+        (64, 24, 12, 10)
+        >>> graph.edge_features.shape
+        torch.Size([1944, 1])
+        >>> graph.to_networkx().number_of_nodes()
+        110
     """
     structure = describe_structure(network, kernel=kernel, max_edges=max_edges)
     return ParameterGraph(structure, *structure.gather(network.parameters))

@@ -31,6 +31,15 @@ class NeuralGraphNet(GraphNetwork):
         options: out_features, level, readout, positions, fourier, probes, equivariance, dropout (`GraphNetwork`).
     Source: Kofinas et al., Graph neural networks for learning equivariant representations of neural networks
     (2024), section 3.3.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace import graph
+        >>> from weightspace.bundled import load
+        >>> g = weightspace.encode(load("digits_mlp_a"))
+        >>> reader = graph.NeuralGraphNet(graph.describe_graphs([g]), width=8, layers=2, out_features=10)
+        >>> reader(g).shape
+        torch.Size([10])
     """
 
     def __init__(

@@ -29,6 +29,15 @@ class NeuralGraphTransformer(GraphNetwork):
         options: out_features, level, readout, positions, fourier, probes, equivariance, dropout (`GraphNetwork`).
     Source: Kofinas et al., Graph neural networks for learning equivariant representations of neural networks
     (2024), section 3.3.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace import graph
+        >>> from weightspace.bundled import load
+        >>> g = weightspace.encode(load("digits_mlp_a"))
+        >>> options = {"width": 8, "edge_width": 4, "heads": 2, "layers": 1, "out_features": 10}
+        >>> graph.NeuralGraphTransformer(graph.describe_graphs([g]), **options)(g).shape
+        torch.Size([10])
     """
 
     def __init__(

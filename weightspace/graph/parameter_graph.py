@@ -32,6 +32,13 @@ class ParameterGraph:
     one `structure` (`batch_graphs`), told apart by `structure.node_graph`.
     Source: Kofinas et al., Graph neural networks for learning equivariant representations of neural networks
     (2024), section 3.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> graph = weightspace.encode(load("digits_mlp_a"))
+        >>> graph.node_features.shape, graph.edge_index.shape
+        (torch.Size([110, 1]), torch.Size([2, 1944]))
     """
 
     structure: GraphStructure

@@ -21,6 +21,14 @@ def batch_graphs(graphs: Sequence[ParameterGraph]) -> ParameterGraph:
 
     Raises:
         ShapeError: no graphs, or leading axes that differ.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> graphs = [weightspace.encode(load(name)) for name in ("digits_mlp_a", "digits_maxmin")]
+        >>> batch = weightspace.batch_graphs(graphs)
+        >>> batch.structure.node_graph.unique().tolist()
+        [0, 1]
     """
     if not graphs:
         raise ShapeError("batch_graphs needs at least one graph; it was given none")

@@ -91,6 +91,14 @@ def describe_graphs(graphs: Iterable[ParameterGraph]) -> GraphVocabulary:
 
     Raises:
         ShapeError: no graph is given.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace import graph
+        >>> from weightspace.bundled import load
+        >>> vocabulary = graph.describe_graphs([weightspace.encode(load("digits_mlp_a"))])
+        >>> vocabulary.activations, vocabulary.inputs, vocabulary.outputs
+        (('ReLU', 'input', 'linear'), 64, 10)
     """
     structures: dict[GraphStructure, tuple[int, int]] = {}
     for graph in graphs:

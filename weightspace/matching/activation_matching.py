@@ -47,6 +47,15 @@ class ActivationMatching(Matcher):
             inputs). Every batch is run twice through both networks.
         seed: of random starts inside the assignments that are not separable.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3.1; Li et al., Convergent learning (2016).
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import digits, load
+        >>> images = digits()[0]
+        >>> matcher = weightspace.ActivationMatching(images)
+        >>> found = weightspace.align(load("digits_mlp_a"), load("digits_mlp_b"), matcher=matcher)
+        >>> found.distance < found.distance_before
+        True
     """
 
     data: Tensor | Sequence[Batch] = field(repr=False)

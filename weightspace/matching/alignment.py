@@ -77,6 +77,15 @@ class Alignment:
             and running statistics included; `distance_before` without alignment.
         function_change: max |f - f'| of model and aligned model on random inputs, relative, in float64.
         spec: the symmetry that was used; `spec.frozen` lists what was left alone and why.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> found = weightspace.align(load("digits_mlp_a"), load("digits_mlp_b"))
+        >>> {name: tuple(index.shape) for name, index in found.permutations.items()}
+        {'0': (24,), '2': (12,)}
+        >>> found.objective > found.objective_before
+        True
     """
 
     permutations: Mapping[str, Tensor]
@@ -136,6 +145,16 @@ def align(
         ArchitectureError: the network has no permutation symmetry this version understands; the reasons are
             listed. Or a group of one's own spec changes the function; the message names it.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023).
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> found = weightspace.align(a, b)
+        >>> found.distance < found.distance_before
+        True
+        >>> found.function_change < 1e-9
+        True
     """
     from weightspace.matching.frank_wolfe import FrankWolfeMatching
 

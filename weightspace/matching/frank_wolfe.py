@@ -45,6 +45,14 @@ class FrankWolfeMatching(Matcher):
         tolerance: the ascent ends when a step gains less than this share of f.
         seed: of random starts inside the assignments that are not separable.
     Source: Crisostomi et al., C2M3: cycle-consistent multi-model merging (2024), sections 3 and 4.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> found = weightspace.align(a, b, matcher=weightspace.FrankWolfeMatching(iterations=20))
+        >>> found.objective > found.objective_before
+        True
     """
 
     iterations: int = 100

@@ -39,6 +39,15 @@ class ProcrustesMatching(Matcher):
             compute on it together (invertible groups as rotations), and the descent on weights starts there.
     Source: Schoenemann, A generalized solution of the orthogonal Procrustes problem (1966); Theus et al.,
     Generalized linear mode connectivity for transformers (2025).
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> spec = weightspace.symmetry(a, continuous=True)  # scalings of ReLU units, too
+        >>> found = weightspace.align(a, b, matcher=weightspace.ProcrustesMatching(), spec=spec)
+        >>> found.distance < found.distance_before
+        True
     """
 
     sweeps: int = 30

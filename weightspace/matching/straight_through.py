@@ -32,6 +32,16 @@ class StraightThroughMatching(Matcher):
         learning_rate: of Adam.
         seed: of the matching.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3.3.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.bundled import digits, load
+        >>> images, labels, _, _ = digits()
+        >>> batches = [(images[:128], labels[:128])]
+        >>> matcher = weightspace.StraightThroughMatching(batches, torch.nn.functional.cross_entropy, steps=2)
+        >>> found = weightspace.align(load("digits_mlp_a"), load("digits_mlp_b"), matcher=matcher)
+        >>> found.distance < found.distance_before
+        True
     """
 
     data: Sequence[tuple[Tensor | tuple[Tensor, ...], Tensor]] = field(repr=False)

@@ -41,6 +41,14 @@ class WeightMatching(Matcher):
             is kept.
         seed: of those starts and orders.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), algorithm 1.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> found = weightspace.align(a, b, matcher=weightspace.WeightMatching(restarts=3))
+        >>> found.objective > found.objective_before
+        True
     """
 
     restarts: int = 1

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -176,7 +177,7 @@ def barrier_figure(
     figure = new_figure(7.2, 3.0)
     panels = [(curves, ylabel)] + ([(accuracies, "accuracy")] if accuracies else [])
     for axes, (drawn, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for (name, (positions, values)), color in zip(drawn.items(), (RED, BLUE, GREEN), strict=False):
+        for (name, (positions, values)), color in zip(drawn.items(), cycle((RED, BLUE, GREEN, GRAY)), strict=False):
             shown = plain(name) if drawn is curves else None
             axes.plot(positions, values, label=shown, color=color, marker=".", markersize=4)
         axes.set_xlabel("t, from the first network (0) to the second (1)" if len(panels) == 1 else "t")

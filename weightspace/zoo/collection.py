@@ -33,6 +33,14 @@ class WeightZoo:
         measures: name -> one number for every network, shape (networks,): "psnr", "test_accuracy", ...
     Raises:
         ShapeError: tensors of another length, or not of the shape and dtype the template has.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace import zoo
+        >>> inrs = zoo.fit_inrs(torch.rand(10, 8, 8), hidden=(8,), steps=1, progress=False)
+        >>> train, test = inrs.split((0.8, 0.2), torch.Generator().manual_seed(0))
+        >>> len(train), len(test), train.flat().shape
+        (8, 2, torch.Size([8, 33]))
     """
 
     parameters: Mapping[str, Tensor]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from weightspace.errors import NonFiniteError, ShapeError
+from weightspace.mapping import map_over
 from weightspace.operations import Scale
 from weightspace.tracing import trace
 from weightspace.zoo.collection import WeightZoo
@@ -34,6 +38,7 @@ def fit_inrs(
     batch: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    executor: Executor | None = None,
     progress: bool = True,
 ) -> WeightZoo:
     r"""Fit a `Siren` to every image: a network from pixel coordinates in [-1, 1]² to pixel values.
@@ -51,14 +56,26 @@ def fit_inrs(
         generator: of the initial weights, on the CPU; None is a new one with seed 0.
         batch: networks fitted at once; changes nothing but speed, up to rounding. None suits the cache.
         device: where to fit, and where the result is; default that of the images.
+        executor: fits the batches, each with one thread, for example one of `concurrent.futures` or a Dask client's
+            `get_executor()`; None fits here, one batch after the other. The initial weights are drawn here either way.
     Returns:
         WeightZoo of n * initializations networks, `measures["psnr"]` in dB for pixels of range 1.
     Raises:
         ShapeError: images of another shape, or labels or sources of another length.
         NonFiniteError: a network diverged.
+        ExecutorError: the workers were lost.
     Source: Sitzmann, Martel, Bergman, Lindell, Wetzstein, Implicit neural representations with periodic activation
         functions (2020), section 3; Navon, Shamsian, Achituve, Fetaya, Chechik, Maron, Equivariant architectures for
         learning in deep weight spaces (2023), section 7, for classifying them.
+
+    Examples:
+        >>> import torch
+        >>> from weightspace import zoo
+        >>> inrs = zoo.fit_inrs(torch.rand(6, 8, 8), hidden=(8,), steps=5, progress=False)
+        >>> len(inrs), inrs.measures["psnr"].shape
+        (6, torch.Size([6]))
+        >>> inrs.network(0).to_module()(torch.zeros(1, 2)).shape  # the pixel in the middle of the first image
+        torch.Size([1, 1])
     """
     if images.ndim not in (3, 4) or not images.numel():
         raise ShapeError(
@@ -80,18 +97,26 @@ def fit_inrs(
     grid = pixel_grid((images.shape[-2], images.shape[-1]), dtype, device).mT
     source_of = torch.arange(len(images)).repeat_interleave(initializations)
     start = _draw(1, widths, omega, generator).to(dtype) if shared_initialization else None
-    weights, errors = [], []
-    with tqdm(
-        total=len(source_of), desc="fitting", unit="network", disable=None if progress else True
-    ) as bar:
+
+    def batches() -> Iterator[tuple[int, Tensor, Tensor]]:
         for rows in source_of.split(batch):
             initial = _draw(len(rows), widths, omega, generator) if start is None else start
-            flat = initial.to(device, dtype).expand(len(rows), -1).clone()
             targets = pixels[rows.to(pixels.device)].to(device, dtype)
-            errors.append(_fit(flat, widths, grid, targets, omega=omega, steps=steps, rate=rate))
-            weights.append(flat)
-            bar.update(len(rows))
-    flat = torch.cat(weights)
+            yield int(rows[0]), initial.to(device, dtype).expand(len(rows), -1).clone(), targets
+
+    fit = partial(_fit_batch, widths=widths, grid=grid, omega=omega, steps=steps, rate=rate)
+    if executor is not None:
+        title = "fitting" if progress else None
+        fitted = map_over(fit, list(batches()), executor=executor, describe=_first_image, progress=title)
+    else:
+        fitted = []  # one batch in memory at a time
+        with tqdm(
+            total=len(source_of), desc="fitting", unit="network", disable=None if progress else True
+        ) as bar:
+            for part in batches():
+                fitted.append(fit(part))
+                bar.update(len(part[1]))
+    flat, errors = (torch.cat(parts) for parts in zip(*fitted, strict=True))
     diverged = (~flat.isfinite().all(1)).nonzero()[:, 0]
     if len(diverged):
         raise NonFiniteError(
@@ -112,7 +137,7 @@ def fit_inrs(
         template.replace_parameters({name: tensor[0].cpu() for name, tensor in parameters.items()}),
         None if labels is None else labels[source_of.to(labels.device)].to(device, torch.int64),
         sources[source_of.to(sources.device)].to(device, torch.int64),
-        {"psnr": -10 * torch.cat(errors).log10()},
+        {"psnr": -10 * errors.log10()},
     )
 
 
@@ -152,6 +177,18 @@ def render_inrs(
         images.append(x)
     image = torch.cat(images).unflatten(2, size)
     return image[:, 0] if image.shape[1] == 1 else image
+
+
+def _fit_batch(part: tuple[int, Tensor, Tensor], **how: Any) -> tuple[Tensor, Tensor]:
+    """Fit networks from their initial weights; return the weights and the errors."""
+    _, flat, targets = part
+    flat = flat.clone()  # the workers of a pool of threads have the caller's
+    errors = _fit(flat, targets=targets, **how)
+    return flat.detach(), errors.detach()
+
+
+def _first_image(part: tuple[int, Tensor, Tensor]) -> str:
+    return f"the batch from image {part[0]} on"
 
 
 def _draw(networks: int, widths: Sequence[int], omega: float, generator: torch.Generator) -> Tensor:

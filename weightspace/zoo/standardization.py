@@ -85,7 +85,7 @@ class Standardization:
             )
             if {n: t.shape for n, t in mean.items()} != {n: t.shape for n, t in deviation.items()}:
                 raise ValueError("mean and deviation have different shapes")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise ArchitectureError(
                 f"this is not the JSON of a standardization: {type(error).__name__} {error}"
             ) from error

@@ -74,6 +74,15 @@ def stream_zoo(
     Raises:
         CheckpointError: a file is missing, truncated, unsafe or no zoo; the message names file and reason.
         ShapeError: a batch size below 1.
+
+    Examples:
+        >>> import tempfile, torch
+        >>> from weightspace import zoo
+        >>> inrs = zoo.fit_inrs(torch.rand(5, 8, 8), hidden=(8,), steps=1, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     inrs.save(f"{folder}/inrs.safetensors")
+        ...     [len(batch) for batch in zoo.stream_zoo(f"{folder}/inrs.safetensors", 2)]
+        [2, 2, 1]
     """
     if batch_size < 1:
         raise ShapeError(f"batch_size is {batch_size}; a batch needs at least one network")
@@ -183,6 +192,8 @@ def _read_index(path: Path) -> list[int]:
         counts = index["shards"]
         if not counts or not all(type(count) is int and count > 0 for count in counts):
             raise ValueError("`shards` is no list of positive numbers")
+        if not isinstance(counts, list):
+            raise TypeError("`shards` is no list")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -212,7 +223,9 @@ def _read_file(path: Path, networks: int | None) -> WeightZoo:
             raise ValueError(f"it holds {len(zoo)} networks, the index says {networks}")
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, WeightspaceError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, WeightspaceError,
+    ) as error:  # fmt: skip
         reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise CheckpointError(f"{path}: this is no zoo of networks ({reason}); write it again") from error
     return zoo

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from interp.autoencoders.autoencoder import Autoencoder
 from interp.autoencoders.formats.layout import Configuration, checked_tensors, dtype_name
-from weightspace.checkpoint import open_checkpoint, write_safetensors
+from weightspace.checkpoint import Checkpoint, open_checkpoint, write_safetensors
 from weightspace.errors import CheckpointError, OutputError, UnsupportedOperationError
 
 FORMAT, VERSION = "weightspace.autoencoder", "1"
@@ -46,15 +47,33 @@ def read(path: Path) -> Autoencoder:
         configuration = json.loads(about.get("configuration", str))
         if not isinstance(dtype, torch.dtype) or not isinstance(configuration, dict):
             raise TypeError("dtype or configuration is none")
-        autoencoder = getattr(importlib.import_module(MODULES[name]), name)(**configuration, dtype=dtype)
+        kind = getattr(importlib.import_module(MODULES[name]), name)
+        # A configuration may ask for any size: it is compared with what is stored before it takes memory.
+        if name == "LiftedAutoencoder":  # factors its lift when it is made
+            sizes = [configuration.get(size) or 1 for size in ("d", "latents", "lifted")]
+            stored = sum(math.prod(checkpoint.shape(entry)) for entry in checkpoint.names)
+            if math.prod(sizes) // min(sizes) > stored:
+                raise ValueError(f"sizes {sizes}, but {stored} numbers")
+        else:
+            with torch.device("meta"):
+                _checked(path, checkpoint, kind(**configuration, dtype=dtype))
+        autoencoder = kind(**configuration, dtype=dtype)
+    except CheckpointError:
+        raise
     except (ValueError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise about.error("configuration", f"makes no {name} ({error}); save it again") from error
     own = _tensors(autoencoder)
-    integers = tuple(entry for entry, tensor in own.items() if not tensor.is_floating_point())
-    shapes = {entry: tuple(tensor.shape) for entry, tensor in own.items()}
-    for entry, tensor in checked_tensors(path, checkpoint.state_dict(), shapes, integers=integers).items():
+    for entry, tensor in _checked(path, checkpoint, autoencoder).items():
         own[entry].data = tensor.clone()  # with the dtype it was saved with, not in the map of the file
     return autoencoder
+
+
+def _checked(path: Path, checkpoint: Checkpoint, autoencoder: Autoencoder) -> dict[str, Tensor]:
+    """The tensors of a file, which are those that an autoencoder has."""
+    own = _tensors(autoencoder)
+    integers = tuple(entry for entry, tensor in own.items() if not tensor.is_floating_point())
+    shapes = {entry: tuple(tensor.shape) for entry, tensor in own.items()}
+    return checked_tensors(path, checkpoint.state_dict(), shapes, integers=integers)
 
 
 def write(autoencoder: Autoencoder, path: str | Path) -> None:

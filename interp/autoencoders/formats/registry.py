@@ -42,6 +42,16 @@ def load_autoencoder(path: str | Path) -> Autoencoder:
         CheckpointError: the path is no checkpoint, or a broken one; the text names file and reason. A folder with
             several is refused with their names.
         UnsupportedOperationError: it is of a kind that has no counterpart here.
+
+    Examples:
+        >>> import interp, tempfile, torch
+        >>> autoencoder = interp.SparseAutoencoder(8, 32, interp.TopK(4))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     autoencoder.save(f"{folder}/sae", format="sae_lens")
+        ...     same = interp.load_autoencoder(f"{folder}/sae")
+        >>> x = torch.randn(10, 8)
+        >>> torch.allclose(same(x), autoencoder(x), atol=1e-6)
+        True
     """
     path = Path(path)
     if not path.exists():
