@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -29,6 +33,17 @@ LowMemory = Annotated[
     ),
 ]
 
+Workers = Annotated[
+    int | None, typer.Option("--workers", min=1, metavar="N", help="Processes that share the work.")
+]
+JournalFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--journal", metavar="FILE", help="Keep what is done, so that the same command goes on after a kill."
+    ),
+]
+
+MATRIX_SHOWN = 60  # networks up to which `similarity` prints the matrix
 LARGE = 50_000_000  # weights from which on `diff` aligns only when asked to
 DEFERRED_FROM = 2**30  # bytes of all files from which on `align` and `merge` hold a few tensors only
 
@@ -45,12 +60,63 @@ def assumption(network: Any) -> None:
 
 
 @app.command("inspect")
-def inspect_command(file: File, as_json: Json = False) -> None:
-    """One row per tensor: shape, norm, spectral norm, stable rank, dead units, NaN, power-law exponent."""
+def inspect_command(
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Checkpoints: files, Hugging Face folders, or folders of them."
+        ),
+    ],
+    workers: Workers = None,
+    journal: JournalFile = None,
+    as_json: Json = False,
+) -> None:
+    """One row per tensor: shape, norm, spectral norm, stable rank, dead units, NaN, power-law exponent.
+
+    Of several checkpoints one line each with what is unusual; --json has all rows. What cannot be read is named, and
+    the exit status is 2 then.
+    """
+    from weightspace.folder_inspection import find_checkpoints
     from weightspace.inspection import inspect
 
-    inspection = inspect(file, progress=True)
+    found = find_checkpoints(files)
+    if len(found) > 1 or workers is not None or journal is not None:
+        _inspect_each(found, workers, journal, as_json)
+        return
+    inspection = inspect(found[0], progress=True)
     emit(json.loads(inspection.to_json()), inspection.to_table(), as_json)
+
+
+def _inspect_each(paths: Sequence[Path], workers: int | None, journal: Path | None, as_json: bool) -> None:
+    from weightspace.folder_inspection import inspect_many
+    from weightspace.inspection import Inspection, printable
+
+    with _pool(workers) as executor:
+        found = inspect_many(paths, executor=executor, journal=journal, keep_errors=True, progress=True)
+    inspections = [one for one in found if isinstance(one, Inspection)]
+    failed = {
+        str(path): str(one) for path, one in zip(paths, found, strict=True) if not isinstance(one, Inspection)
+    }
+    lines = []
+    for path, one in zip(paths, found, strict=True):
+        if isinstance(one, Inspection):
+            lines += [f"{printable(str(path))}: {one.summary}", *(f"  {text}" for text in one.findings)]
+        else:
+            lines.append(f"{printable(str(path))}: not read")
+    unusual = sum(bool(one.findings) for one in inspections)
+    lines.append(f"{len(paths):,} checkpoints, {unusual:,} with findings, {len(failed):,} not read")
+    data = {"checkpoints": [json.loads(one.to_json()) for one in inspections], "failed": failed}
+    emit(data, "\n".join(lines), as_json)
+    for reason in failed.values():
+        typer.echo(f"weightspace: error: {printable(reason)}", err=True)
+    if failed:
+        raise typer.Exit(2)
+
+
+def _pool(workers: int | None) -> AbstractContextManager[Executor | None]:
+    from weightspace.mapping import process_pool
+
+    return nullcontext() if workers is None or workers == 1 else process_pool(workers)
 
 
 @app.command("diff")
@@ -142,7 +208,10 @@ def diff_command(
 @app.command("similarity")
 def similarity_command(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Two or more checkpoints of one architecture.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Two or more checkpoints of one architecture, or folders of them."
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -151,31 +220,37 @@ def similarity_command(
     architecture: Architecture = None,
     activation: Activation = None,
     layout: Layout = None,
+    workers: Workers = None,
+    journal: JournalFile = None,
     as_json: Json = False,
 ) -> None:
     """Compare many checkpoints modulo neuron order: a matrix of distances, families, and a tree of descent."""
     from weightspace.common_order import compare
+    from weightspace.folder_inspection import find_checkpoints
     from weightspace.heritage import lineage
     from weightspace.reading import read
-    from weightspace.report.content import Section
     from weightspace.report.page import assemble, require_folder, short_names
-    from weightspace.report.similarity import ANCHOR, TITLE, similarity_blocks, similarity_data
+    from weightspace.report.similarity import similarity_data, similarity_section
 
     if output is not None:
         require_folder(output)
+    files = find_checkpoints(files)
     networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in files]
     names = short_names(files)
-    comparison = compare(dict(zip(names, networks, strict=True)), progress=True)
-    tree = lineage(comparison)
+    with _pool(workers) as executor:
+        comparison = compare(
+            dict(zip(names, networks, strict=True)), executor=executor, journal=journal, progress=True
+        )
+        tree = lineage(comparison, executor=executor, progress=True)
     data = similarity_data(comparison, tree)
-    text = [_matrix(comparison), "", "descent, as the weights suggest it:", str(tree)]
+    shown = _matrix(comparison) if len(names) <= MATRIX_SHOWN else "--json has the matrix of distances"
+    text = [shown, "", "descent, as the weights suggest it:", str(tree)]
     same = [h for h in dict.fromkeys(comparison.hashes) if h is not None and comparison.hashes.count(h) > 1]
     for own in same:
         equal = [name for name, other in zip(names, comparison.hashes, strict=True) if other == own]
         text.insert(1, f"one network up to neuron order: {', '.join(equal)}")
     if output is not None:
-        section = Section(TITLE, ANCHOR, similarity_blocks(comparison, tree), data)
-        page = assemble(names, [section]).write(output)
+        page = assemble(names, [similarity_section(comparison, tree)]).write(output)
         data["page"] = str(page)
         text.append(f"wrote {page}")
     emit(data, "\n".join(text), as_json)

@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
-from weightspace.canonical_form import canonical_hash, permutations_of
-from weightspace.distances import reordered, reordering, sums_between
-from weightspace.errors import ShapeError, SymmetryError
-from weightspace.kinship import DERIVED, DRAWS, SAME_ORDER, shares_untouched, stranger, under_names_of
+from weightspace.canonical_form import permutations_of
+from weightspace.distances import sums_between
+from weightspace.errors import ArchitectureError, ShapeError
+from weightspace.family_placement import (
+    CanonicalOrder,
+    decode_order,
+    encode_order,
+    find_order,
+    place_in_families,
+)
+from weightspace.gram_matrices import gram as gram
+from weightspace.journal import Journal
+from weightspace.kinship import under_names_of
+from weightspace.mapping import map_over
 from weightspace.network import Network, require_finite
-from weightspace.permutation import permute, random_permutations
 from weightspace.symmetry_spec import SymmetrySpec
 from weightspace.untouched_weights import trained
+from weightspace.verification import verified
 
 if TYPE_CHECKING:
     from weightspace.matching import Matcher
-
-BLOCK_ENTRIES = 1 << 18
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,58 +77,132 @@ def compare(
     *,
     matcher: Matcher | None = None,
     spec: SymmetrySpec | None = None,
+    executor: Executor | None = None,
+    journal: str | Path | None = None,
     progress: bool = False,
 ) -> Comparison:
     """Put networks of one architecture in a common neuron order and measure all distances.
 
     Networks whose weights agree in the order they stand in, by more than six standard deviations of random orders, stay
-    together; such groups, most of them single networks, are aligned to the groups already placed: one alignment per
-    group and family instead of one per pair. A group joins a family when it is
-    derived from a member as `weightspace.provenance` judges, and is then aligned again to its nearest relative.
+    together; such groups, most of them single networks, are aligned to the groups already placed: to the middle of the
+    four families whose units resemble theirs most, instead of one alignment per pair. A group joins a family when it is
+    derived from its middle as `weightspace.provenance` judges, and is then aligned again to its nearest relative.
 
     Args:
         networks: name -> network, or networks and paths; names are then numbers or file names.
         matcher: for `weightspace.align`.
         spec: the symmetries, under the first network's parameter names; default `weightspace.symmetry` of it.
+        executor: reads, hashes and aligns; for example of `concurrent.futures`, or a Dask client's `get_executor()`.
+        journal: a file that takes every hash and alignment, by the weights that they are of. The same call finds them
+            there and does the rest.
         progress: show a progress bar on a terminal.
     Raises:
         ShapeError: the structures differ, or there are fewer than two networks.
-        NonFiniteError, CheckpointError, ArchitectureError: of the networks or files.
+        NonFiniteError, CheckpointError, ArchitectureError: of the networks or files. CheckpointError also where the
+            journal belongs to another call.
+        ExecutorError: the workers were lost; the message says what is kept.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> found = weightspace.compare({"a": a, "again": a, "b": b})
+        >>> found.families  # b was trained on its own
+        (0, 0, 2)
+        >>> float(found.distances[0, 1]), found.distances.shape
+        (0.0, (3, 3))
     """
-    names, given = _named(networks)
+    names, given = _named(networks, executor, progress)
     if len(given) < 2:
         raise ShapeError(f"two networks or more are needed to compare; there are {len(given)}")
-    spec = permutations_of(given[0], spec)
+    spec = permutations_of(given[0], spec) if spec is None else _confirmed(given[0], spec)
     common = [_renamed(given[0], name, network) for name, network in zip(names, given, strict=True)]
     own = {name: name for name in trained(given[0])}
-    hashes = tuple(_hash(network, spec) for network in common)
-    placing = _Placing(common, spec, matcher)
-    placing.place(progress)
-    products = gram(placing.networks, centered=True)
+    with (
+        nullcontext() if journal is None else Journal(journal, "compare", _arguments(spec, matcher)) as record
+    ):
+        run = partial(map_over, executor=executor, journal=record)
+        orders = run(
+            _Ordering(spec),
+            list(zip(names, common, strict=True)),
+            key=_key,
+            encode=encode_order,
+            decode=decode_order,
+            describe=_first,
+            progress="hashing" if progress else None,
+        )
+        placed, families = place_in_families(names, common, orders, spec, matcher, run, progress)
+    hashes = tuple(order.hash for order in orders)
+    products = gram(placed, centered=True)
     squares = products.diagonal()
     distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0.0))
-    equal = np.array([[own is not None and own == other for other in hashes] for own in hashes])
-    distances[equal] = 0.0
-    norms = np.sqrt([sums_between(n, n, own).squares_a for n in placing.networks])
-    return Comparison(names, distances, norms, tuple(placing.families), hashes, tuple(placing.networks))
+    numbers = {own: number for number, own in enumerate(dict.fromkeys(hashes)) if own is not None}
+    known = np.array(
+        [numbers.get(own, -1 - n) if own is not None else -1 - n for n, own in enumerate(hashes)]
+    )
+    distances[known[:, None] == known] = 0.0
+    norms = np.sqrt([sums_between(n, n, own).squares_a for n in placed])
+    return Comparison(names, distances, norms, tuple(families), hashes, tuple(placed))
 
 
-def _hash(network: Network, spec: SymmetrySpec) -> str | None:
-    try:
-        return canonical_hash(network, spec=spec)
-    except SymmetryError:
-        return None
+def _confirmed(network: Network, spec: SymmetrySpec) -> SymmetrySpec:
+    """The permutations of a spec that was given, or a refusal: what is asked for is not to be left out silently."""
+    spec = permutations_of(network, spec)
+    kept = verified(spec, network).by_name
+    for group in spec.groups:
+        if group.name not in kept:
+            raise ArchitectureError(
+                f"group {group.name!r} of the spec changes the function of the network; take it out with "
+                f"spec.without([{group.name!r}], reason)"
+            )
+    return spec
+
+
+def _arguments(spec: SymmetrySpec, matcher: Matcher | None) -> dict[str, str | None]:
+    """What alignments depend on beside the weights."""
+    parts = {"spec": spec.to_json().encode(), "matcher": None if matcher is None else pickle.dumps(matcher)}
+    return {name: part and hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Ordering:
+    """`find_order` of a network that comes with its name."""
+
+    spec: SymmetrySpec
+
+    def __call__(self, named: tuple[str, Network]) -> CanonicalOrder:
+        return find_order(named[1], spec=self.spec)
+
+
+def _first(named: tuple[str, Network]) -> str:
+    return named[0]
+
+
+def _key(named: tuple[str, Network]) -> str:
+    return f"order {named[1].hash}"
 
 
 def _named(
     networks: Mapping[str, Network] | Sequence[Network | str | Path],
+    executor: Executor | None,
+    progress: bool,
 ) -> tuple[tuple[str, ...], list[Network]]:
-    from weightspace.reading import read
-
     if isinstance(networks, Mapping):
         return tuple(networks), list(networks.values())
     names = [str(n) if isinstance(item, Network) else str(item) for n, item in enumerate(networks)]
-    return tuple(names), [item if isinstance(item, Network) else read(item) for item in networks]
+    return tuple(names), map_over(
+        _read, networks, executor=executor, describe=_place, progress="reading" if progress else None
+    )
+
+
+def _read(item: Network | str | Path) -> Network:
+    from weightspace.reading import read
+
+    return item if isinstance(item, Network) else read(item)
+
+
+def _place(item: Network | str | Path) -> str:
+    return "a network that was given" if isinstance(item, Network) else str(item)
 
 
 def _renamed(first: Network, name: str, network: Network) -> Network:
@@ -130,112 +215,3 @@ def _renamed(first: Network, name: str, network: Network) -> Network:
         raise ShapeError(f"{name}: {error}") from error
     require_finite(network)
     return under_names_of(first, network, places)
-
-
-def gram(networks: Sequence[Network], *, centered: bool = False) -> np.ndarray:
-    """Inner products (n, n) of the weights, or of their differences to the first, a block of one tensor at a time."""
-    total = torch.zeros(len(networks), len(networks), dtype=torch.float64)
-    for name in trained(networks[0]):
-        flat = [network.parameters[name].reshape(-1) for network in networks]
-        for start in range(0, flat[0].numel(), BLOCK_ENTRIES):
-            block = torch.stack([tensor[start : start + BLOCK_ENTRIES].double() for tensor in flat])
-            if centered:
-                block = block - block[0].clone()
-            total.addmm_(block, block.mT)
-    return total.numpy()
-
-
-class _Placing:
-    """The networks on their way into a common order; `families` holds the first member of each one's family."""
-
-    def __init__(self, networks: list[Network], spec: SymmetrySpec, matcher: Matcher | None):
-        self.networks = networks
-        self.spec = spec
-        self.matcher = matcher
-        self.names = {name: name for name in trained(networks[0])}
-        self.families = list(range(len(networks)))
-        self.generator = torch.Generator().manual_seed(0)
-
-    def place(self, progress: bool) -> None:
-        groups = self._same_order()
-        placed: dict[int, list[int]] = {}
-        for group in tqdm(groups, desc="aligning", disable=None if progress else True):
-            medoid = self._medoid(group)
-            ratios = {
-                family: self._align(group, medoid, self._medoid(members))
-                for family, members in placed.items()
-            }
-            family = min(ratios, key=lambda family: ratios[family][0], default=None)
-            if family is None:
-                placed[min(group)] = group
-                continue
-            ratio, moved = ratios[family]
-            for member, network in zip(group, moved, strict=True):
-                self.networks[member] = network
-            if ratio > DERIVED:
-                placed[min(group)] = group
-                continue
-            self._align_to_nearest(group, medoid, placed[family])
-            placed[min(family, min(group))] = placed.pop(family) + group
-        for family, members in placed.items():
-            for member in members:
-                self.families[member] = family
-
-    def _same_order(self) -> list[list[int]]:
-        """Networks that agree as they stand, the largest such group first."""
-        from scipy.sparse.csgraph import connected_components
-
-        count = len(self.networks)
-        if not self.spec.groups:
-            return [list(range(count))]
-        chance = []
-        for _ in range(DRAWS):
-            i, j = torch.randint(0, count, (2,), generator=self.generator).tolist()
-            other = permute(self.networks[j], self.spec, random_permutations(self.spec, self.generator))
-            chance.append(sums_between(self.networks[i], other, self.names).cosine or 0.0)
-        products = gram(self.networks)
-        norms = np.sqrt(np.maximum(products.diagonal(), 1e-300))
-        cosines = products / norms[:, None] / norms
-        _, labels = connected_components(
-            cosines > np.mean(chance) + SAME_ORDER * np.std(chance), directed=False
-        )
-        groups = [np.flatnonzero(labels == label).tolist() for label in np.unique(labels)]
-        return sorted(groups, key=lambda group: (-len(group), group))
-
-    def _distance(self, i: int, j: int) -> float:
-        return sums_between(self.networks[i], self.networks[j], self.names).distance
-
-    def _medoid(self, members: Sequence[int]) -> int:
-        """The member with the smallest sum of distances to the others."""
-        if len(members) < 3:
-            return members[0]
-        products = gram([self.networks[member] for member in members], centered=True)
-        squares = products.diagonal()
-        totals = np.sqrt(np.maximum(squares[:, None] + squares - 2 * products, 0.0)).sum(0)
-        return members[int(totals.argmin())]
-
-    def _align(self, group: Sequence[int], medoid: int, reference: int) -> tuple[float, list[Network]]:
-        """Move a group as its medoid moves to fit the reference; also its gap in units of a stranger's."""
-        a, b = self.networks[reference], self.networks[medoid]
-        moved = self._moved(group, medoid, a)
-        other = stranger(b, self.spec, self.generator)
-        other = reordered(a, other, self.names, spec=self.spec, matcher=self.matcher)
-        aligned = moved[list(group).index(medoid)]
-        gap = sums_between(a, aligned, self.names).gap
-        expected = sums_between(a, other, self.names).gap
-        if shares_untouched(a, aligned, other):
-            return 0.0, moved
-        return (gap / expected if expected else 0.0), moved
-
-    def _moved(self, group: Sequence[int], medoid: int, reference: Network) -> list[Network]:
-        element = reordering(reference, self.networks[medoid], self.names, self.spec, self.matcher)
-        return [permute(self.networks[member], self.spec, element) for member in group]
-
-    def _align_to_nearest(self, group: Sequence[int], medoid: int, members: Sequence[int]) -> None:
-        nearest = min(members, key=lambda member: self._distance(member, medoid))
-        before = self._distance(nearest, medoid)
-        moved = self._moved(group, medoid, self.networks[nearest])
-        after = moved[list(group).index(medoid)]
-        if sums_between(self.networks[nearest], after, self.names).distance < before:
-            for member, network in zip(group, moved, strict=True):
-                self.networks[member] = network

@@ -6,7 +6,16 @@ A message says what was needed, what was found (with its name and value), and wh
 
 
 class WeightspaceError(Exception):
-    """Base of all errors raised on purpose; its text is one line that a user can act on."""
+    """Base of all errors raised on purpose; its text is one line that a user can act on.
+
+    Examples:
+        >>> import weightspace
+        >>> try:
+        ...     weightspace.read("missing.onnx")
+        ... except weightspace.WeightspaceError as error:
+        ...     type(error).__name__
+        'CheckpointError'
+    """
 
 
 class CheckpointError(WeightspaceError):
@@ -43,3 +52,7 @@ class MissingDependencyError(WeightspaceError, ImportError):
 
 class ConvergenceError(WeightspaceError, ArithmeticError):
     """An iteration did not reach its tolerance; the message has the residual and what makes it converge."""
+
+
+class ExecutorError(WeightspaceError, RuntimeError):
+    """The workers of an executor were lost; the message says what is kept and how to go on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -122,6 +123,8 @@ def lineage(
     *,
     matcher: Matcher | None = None,
     spec: SymmetrySpec | None = None,
+    executor: Executor | None = None,
+    journal: str | Path | None = None,
     progress: bool = False,
 ) -> Lineage:
     """Reconstruct a directed tree of fine-tuning over checkpoints of one architecture.
@@ -145,30 +148,46 @@ def lineage(
     trees find 43 to 60 % even when they are told the order of all neurons.
 
     Args:
-        networks, matcher, spec, progress: as for `weightspace.compare`; or its result.
+        networks, matcher, spec, executor, journal, progress: as for `weightspace.compare`; or its result, of which a
+            journal has nothing to keep.
     Source: Horwitz, Shul, Hoshen, Unsupervised Model Tree Heritage Recovery (2024), for the task and for minimum trees
         over weight distances; the count of untouched weights is ours.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.bundled import load
+        >>> first = load("digits_mlp_a")
+        >>> bias = list(first.parameters)[-1]
+        >>> second = first.change_parameters([bias], lambda name, tensor: 1.1 * tensor)
+        >>> third = second.change_parameters([bias], lambda name, tensor: 1.1 * tensor)
+        >>> edges = weightspace.lineage({"first": first, "second": second, "third": third}).edges
+        >>> sorted((edge.parent, edge.child) for edge in edges)
+        [('first', 'second'), ('second', 'third')]
     """
     if isinstance(networks, Comparison):
         comparison = networks
     else:
-        comparison = compare(networks, matcher=matcher, spec=spec, progress=progress)
+        comparison = compare(
+            networks, matcher=matcher, spec=spec, executor=executor, journal=journal, progress=progress
+        )
     trees, edges = [], []
     for family in dict.fromkeys(comparison.families):
         members = [n for n, own in enumerate(comparison.families) if own == family]
-        tree, found = _tree(comparison, members)
+        tree, found = _tree(comparison, members, executor, progress)
         trees.append(tree)
         edges += found
     return Lineage(tuple(trees), tuple(edges), comparison)
 
 
-def _tree(comparison: Comparison, members: Sequence[int]) -> tuple[Tree, list[Edge]]:
+def _tree(
+    comparison: Comparison, members: Sequence[int], executor: Executor | None, progress: bool
+) -> tuple[Tree, list[Edge]]:
     names = [comparison.names[n] for n in members]
     if len(members) == 1:
         return Tree(names[0], tuple(names), Evidence.NONE, 1.0), []
     networks = [comparison.networks[n] for n in members]
     distances = comparison.distances[np.ix_(members, members)]
-    shared, decay = untouched_weights(networks)
+    shared, decay = untouched_weights(networks, executor=executor, progress=progress)
     shared[distances == 0] = 1.0
     cost = 1.0 - shared
     links = _spanning_tree(distances)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from weightspace.checkpoint import Checkpoint, open_checkpoint
-from weightspace.errors import ShapeError
+from weightspace.errors import CheckpointError, ShapeError
 from weightspace.power_law import fit_power_law
 from weightspace.spectrum import compute_spectrum
 from weightspace.tensor_statistics import count_zeros, summarize, unfold_rows
@@ -104,7 +104,16 @@ class Totals:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Result of `inspect`: one row per tensor, in the order of the source."""
+    """Result of `inspect`: one row per tensor, in the order of the source.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> inspection = weightspace.inspect(torch.nn.Linear(4, 2))
+        >>> [(row.name, row.shape) for row in inspection.rows]
+        [('weight', (2, 4)), ('bias', (2,))]
+        >>> inspection.totals.parameters
+        10
+    """
 
     source: str
     rows: tuple[TensorRow, ...] = field(repr=False)
@@ -131,6 +140,33 @@ class Inspection:
         }
         return json.dumps(_finite(result), allow_nan=False)
 
+    @classmethod
+    def from_json(cls, text: str) -> Inspection:
+        """Build the inspection from `to_json()`; singular values that were left out are None.
+
+        Raises:
+            CheckpointError: not such a JSON.
+        """
+        try:
+            data = json.loads(text)
+            totals, rows = Totals(**data["totals"]), []
+            for entry in data["tensors"]:
+                values: dict[str, Any] = {
+                    key: float(v) if v in _SPELLED else v
+                    for key, v in entry.items()
+                    if key not in _NOT_NUMBERS
+                }
+                values |= {key: entry[key] for key in _NOT_NUMBERS if key in entry}
+                values["shape"] = tuple(values["shape"])
+                if values.get("singular_values") is not None:
+                    values["singular_values"] = tuple(map(float, values["singular_values"]))
+                rows.append(TensorRow(**values))
+            return cls(data["source"], tuple(rows), totals)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"this is not the JSON of an inspection: {type(error).__name__} {error}"
+            ) from error
+
     def to_table(self) -> str:
         """Return the rows as aligned columns of plain text, then totals and findings."""
         cells = [_HEADINGS, *(_cells(row) for row in self.rows)]
@@ -143,9 +179,11 @@ class Inspection:
             ]
             lines.append("  ".join(padded).rstrip())
         findings = [f"  {text}" for text in self.findings] or ["  none"]
-        return "\n".join([*lines, "", self._summary(), "findings:", *findings])
+        return "\n".join([*lines, "", self.summary, "findings:", *findings])
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How many tensors, parameters and bytes there are, in words."""
         totals = self.totals
         size = f"{totals.bytes / 1e6:,.1f} MB" if totals.bytes >= 1e5 else f"{totals.bytes:,} bytes"
         return f"{totals.tensors:,} tensors, {totals.parameters:,} parameters, {size}"
@@ -160,7 +198,7 @@ class Inspection:
         head = line(_HEADINGS, "th")
         body = "".join(line(_cells(row), "td") for row in self.rows)
         findings = "".join(f"<li>{html.escape(text)}</li>" for text in self.findings)
-        caption = html.escape(f"{printable(self.source)}: {self._summary()}")
+        caption = html.escape(f"{printable(self.source)}: {self.summary}")
         table = f"<table><caption>{caption}</caption><thead>{head}</thead><tbody>{body}</tbody></table>"
         return table + (f"<ul>{findings}</ul>" if findings else "")
 
@@ -181,6 +219,12 @@ def inspect(source: Any, *, progress: bool = False, largest_spectrum: int = 4096
     Raises:
         CheckpointError: a path cannot be opened.
         ShapeError: `source` is none of these.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> rows = weightspace.inspect({"weight": torch.eye(3)}).rows
+        >>> rows[0].name, rows[0].shape, round(rows[0].spectral_norm, 4)
+        ('weight', (3, 3), 1.0)
     """
     label, tensors, resident = _open_source(source)
     from tqdm import tqdm
@@ -363,6 +407,8 @@ def _find(row: TensorRow) -> Iterator[str]:
             yield f"alpha {row.alpha:.2f} is above 6, which WeightWatcher reads as under-trained"
 
 
+_SPELLED = ("inf", "-inf", "nan")  # numbers that JSON lacks
+_NOT_NUMBERS = ("name", "dtype", "note", "shape", "singular_values")
 _HEADINGS = (
     "tensor", "shape", "dtype", "norm", "mean", "std", "min", "max", "spectral", "stable rank", "rank",
     "alpha", "dead", "duplicate", "zeros", "note",

@@ -1,6 +1,7 @@
 """`lipschitz_many` gives what `lipschitz` gives, in one call."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 
 import certify
 import weightspace
-from weightspace.errors import ShapeError, UnsupportedOperationError
+from certify.bounders import many
+from weightspace.errors import CheckpointError, ShapeError, UnsupportedOperationError
 from weightspace.layers import MaxMin
 
 
@@ -79,3 +81,48 @@ def test_many_regions_of_one_network(norm, output):
     assert sum("together" in certificate.method for certificate in found) >= 4
     with pytest.raises(ShapeError, match="2 networks and 7 regions"):
         certify.lipschitz_many([network] * 2, regions=regions)
+
+
+class Elsewhere(Executor):
+    """Runs at once in this process what is submitted, which is pickled as for another one."""
+
+    def __init__(self):
+        self.submitted = 0
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.submitted += 1
+        future = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def numbers(certificates):
+    """All of the certificates but the time they took."""
+    return [replace(certificate, seconds=0.0) for certificate in certificates]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_executor_and_journal_give_the_same_bits(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(many, "TOGETHER", 3)
+    network = template([3, 6, 2], nn.ReLU(), dtype)
+    large = template([3, 90, 2], nn.Tanh(), dtype)
+    asked = [*networks(network, 4), large, network]
+    center = torch.zeros(3)
+    regions = [None, certify.Box(center - 0.1, center + 0.1), None, certify.Ball(center, 0.2), None, None]
+    expected = certify.lipschitz_many(asked, regions=regions)
+    journal, executor = tmp_path / "journal", Elsewhere()
+    found = certify.lipschitz_many(asked, regions=regions, executor=executor, journal=journal)
+    assert numbers(found) == numbers(expected)
+    assert executor.submitted >= 4  # two blocks of small programs, one of a large one, and that one alone
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed in the middle of the second line
+    again, before = Elsewhere(), executor.submitted
+    resumed = certify.lipschitz_many(asked, regions=regions, executor=again, journal=journal)
+    assert numbers(resumed) == numbers(expected)
+    assert again.submitted == before - 1
+    assert all(certify.check(certificate, one) for certificate, one in zip(resumed, asked, strict=True))
+    with pytest.raises(CheckpointError, match="belongs to another call"):
+        certify.lipschitz_many(asked, regions=regions, journal=journal, tolerance=1e-3)
