@@ -7,6 +7,7 @@ operators stand in `aten_rules.py`. What has no rule becomes an `Opaque` node th
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -79,6 +80,7 @@ _CREATORS = {
     for name, fill in (("zeros", 0), ("ones", 1), ("full", None))
     for prefix, suffix in (("", ""), ("new_", ""), ("", "_like"))
 }
+_LARGEST_CONSTANT = 2**28  # elements; as in onnx_folding
 _NO_VALUE = ("_assert", "sym_constrain_range", "_assert_async", "assert_")
 
 
@@ -243,6 +245,7 @@ class AtenReader:
         """Return a tensor of one number; as large as the batch it is expanded, the size taken from an input."""
         moving = [axis for axis, n in enumerate(size) if isinstance(n, Symbol)]
         if not moving:
+            _require_moderate(self.label, size)
             return torch.full(list(size), fill, dtype=dtype)
         if len(moving) != 1 or size[moving[0]].sizes != BATCHES:
             raise NotStaticError(f"{self.label}: a tensor of shape {size} cannot follow the batch")
@@ -307,7 +310,44 @@ def _fold(target: str, arguments: dict[str, Any]) -> Any:
     known = {argument.name: argument for argument in function._schema.arguments}
     if "device" in known:
         arguments = {**arguments, "device": torch.device("cpu")}
-    positional = [arguments[n] for n, a in known.items() if not a.kwarg_only and n in arguments]
-    keywords = {n: arguments[n] for n, a in known.items() if a.kwarg_only and n in arguments}
-    result = function(*positional, **keywords)
-    return list(result) if isinstance(result, tuple | list) else result
+
+    def run(convert: Callable[[Any], Any]) -> list[Any]:
+        given = {n: convert(arguments[n]) for n in known if n in arguments}
+        positional = [given[n] for n, a in known.items() if not a.kwarg_only and n in given]
+        result = function(*positional, **{n: given[n] for n, a in known.items() if a.kwarg_only and n in given})
+        return list(result) if isinstance(result, tuple | list) else [result]
+
+    try:  # first without memory: a few numbers of a file can ask for all there is
+        shapes = [one.shape for one in run(_without_data) if isinstance(one, Tensor)]
+    except (RuntimeError, NotImplementedError) as error:  # no rule for shapes: they depend on the numbers
+        if target.split(".")[1] in ("repeat_interleave", "bincount"):
+            raise ArchitectureError(f"{target} makes a constant of a size that only running it tells") from error
+        shapes = []
+    for shape in shapes:
+        _require_moderate(target, shape)
+    results = run(lambda argument: argument)
+    return results if len(function._schema.returns) != 1 or _is_list(function) else results[0]
+
+
+def _is_list(function: Any) -> bool:
+    return str(function._schema.returns[0].type).startswith("List")
+
+
+def _without_data(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.to("meta")
+    if isinstance(argument, torch.device):
+        return torch.device("meta")
+    return [_without_data(entry) for entry in argument] if isinstance(argument, list) else argument
+
+
+def _require_moderate(place: str, shape: Sequence[Any]) -> None:
+    """Refuse constants beyond reason.
+
+    Raises:
+        ArchitectureError: more than `_LARGEST_CONSTANT` elements.
+    """
+    if all(isinstance(n, int) for n in shape) and math.prod(shape) > _LARGEST_CONSTANT:
+        raise ArchitectureError(
+            f"{place} would create a constant of shape {tuple(shape)}, more than {_LARGEST_CONSTANT} elements"
+        )

@@ -80,6 +80,16 @@ def balance_units(
     Source: Neyshabur, Salakhutdinov, Srebro, Path-SGD (2015), section 2, for rescaling and balance; Stock, Graham,
         Gribonval, Jegou, Equi-normalization of neural networks (2019), for the minimization unit by unit; Young,
         Iterative methods for solving partial difference equations of elliptic type (1954), for the lengthening.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> balanced = weightspace.balance_units(module)
+        >>> balanced.norm < balanced.norm_before
+        True
+        >>> x = torch.ones(3, 4)
+        >>> torch.allclose(balanced.model(x), module(x), atol=1e-6)
+        True
     """
     network = as_network(network_or_module, example_inputs)
     require_finite(network)

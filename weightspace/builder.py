@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightspace.errors import ArchitectureError
+from weightspace.errors import ArchitectureError, WeightspaceError
 from weightspace.network import Network, Node, tensor_digest
 from weightspace.operations import Input, Item, Linear, Opaque, Operation, Parameter
 from weightspace.operations.arithmetic import Add
@@ -91,7 +91,11 @@ class NetworkBuilder:
             }
             try:
                 metas.append(operation.evaluate(values, weights))
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            except WeightspaceError:
+                raise
+            except (
+                RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+            ) as error:  # fmt: skip
                 shapes = [tuple(value.shape) for value in values if isinstance(value, Tensor)]
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ArchitectureError(
@@ -176,7 +180,9 @@ def require_consistent(network: Network) -> None:
     for node in network.nodes:
         try:
             found = _replayed(builder, node)
-        except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, WeightspaceError):
+                raise
             reason = f"{type(error).__name__} {error}".splitlines()[0]
             raise ArchitectureError(f"node {node.name!r} is described wrongly: {reason}") from error
         if (found.shape, found.dtype) != (node.shape, node.dtype):

@@ -27,6 +27,16 @@ def canonical_hash(network: Network, *, spec: SymmetrySpec | None = None) -> str
     constants, but no names. Made from exact bytes: one changed bit, -0.0 for 0.0 or another dtype is another network.
 
     Args, Raises: as for `canonicalize`.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace import permutation
+        >>> from weightspace.bundled import load
+        >>> a = load("digits_mlp_a")
+        >>> spec = weightspace.symmetry(a)
+        >>> b = permutation.permute(a, spec, permutation.random_permutations(spec, torch.Generator()))
+        >>> b.hash == a.hash, weightspace.canonical_hash(b) == weightspace.canonical_hash(a)
+        (False, True)
     """
     return canonicalize(network, spec=spec).hash
 
@@ -48,6 +58,15 @@ def canonicalize(network: Network, *, spec: SymmetrySpec | None = None) -> Netwo
             smallest order would not end.
         ShapeError: the spec does not fit the network.
     Source: McKay, Piperno, Practical graph isomorphism, II (2014), individualization and refinement.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> form = weightspace.canonicalize(load("digits_mlp_a"))
+        >>> form.hash == weightspace.canonical_hash(load("digits_mlp_a"))
+        True
+        >>> weightspace.canonicalize(form) == form
+        True
     """
     spec = permutations_of(network, spec)
     return permute(network, spec, canonical_order(network, spec)) if spec.groups else network

@@ -11,7 +11,9 @@ import json
 import pickle
 import re
 import struct
+import tarfile
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightspace.archives import require_moderate, require_plain_array, require_plain_arrays
 from weightspace.deferred import DeferredTensors, templates
 from weightspace.errors import CheckpointError, OutputError
 from weightspace.result import write_atomically
@@ -209,7 +212,8 @@ def write_safetensors(
                     f"cannot write {str(path)!r}: tensor {name!r} became {tuple(tensor.shape)} {tensor.dtype}, "
                     f"not {tuple(known[name].shape)} {known[name].dtype}; please report this"
                 )
-            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            flat = tensor.as_strided((tensor.numel(),), (1,))  # of a single entry `reshape` keeps any stride
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 # ---- which kind ------------------------------------------------------------------------------------------
@@ -417,14 +421,13 @@ def _load_npz(path: Path) -> dict[str, Tensor]:
     name = ""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            if len(set(archive.files)) != len(archive.files):
-                raise ValueError("two arrays have the same name")
+            require_plain_arrays(archive.zip)
             for name in archive.files:
                 array = archive[name]
                 tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a broken archive
         place = f"array {name!r} " if name else ""
-        reason = _one_line(str(error))
+        reason = _one_line(str(error)) or type(error).__name__
         raise CheckpointError(
             f"{path}: {place}cannot be read as plain numbers ({reason}); save numeric arrays only"
         ) from error
@@ -439,13 +442,16 @@ def _map_npy(path: Path) -> Tensor:
         if file.read(6) != b"\x93NUMPY":  # numpy would take it for a pickle, and advise to load it unsafely
             raise CheckpointError(f"{path}: this is no .npy file; write it again with numpy.save")
     try:
+        with open(path, "rb") as file:
+            require_plain_array(file, path.stat().st_size, path.name)
         array = np.load(path, mmap_mode="c", allow_pickle=False)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except OSError:
         raise
     except Exception as error:  # numpy raises several kinds for a broken or hostile file
+        reason = _one_line(str(error)) or type(error).__name__
         raise CheckpointError(
-            f"{path}: cannot be read as plain numbers ({_one_line(str(error))}); save one numeric array"
+            f"{path}: cannot be read as plain numbers ({reason}); save one numeric array"
         ) from error
 
 
@@ -454,7 +460,7 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
     if key is not None:
         if key not in found:
             raise CheckpointError(f"{path}: there is no state dict at key {key!r}; there is {_quote(found)}")
-        return found[key]
+        return _require_plain(path, found[key])
     if not found:
         raise CheckpointError(f"{path}: the file holds no tensors; save `module.state_dict()`")
     if len(found) > 1:
@@ -462,7 +468,23 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
             f"{path}: the file holds {len(found)} state dicts, {_quote(found)}; "
             "choose one with open_checkpoint(path, key=...)"
         )
-    return next(iter(found.values()))
+    return _require_plain(path, next(iter(found.values())))
+
+
+def _require_plain(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Refuse what a pickle can state and no analysis can take: tensors without numbers, or more than are stored."""
+    for name, tensor in tensors.items():
+        reason = None
+        if tensor.is_meta:
+            reason = "has a shape and no numbers; save it from a module that is on a device"
+        elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
+            reason = "is not dense; convert it with to_dense() or dequantize() and save it again"
+        elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 2**24):
+            stored = tensor.untyped_storage().nbytes()
+            reason = f"repeats {stored} bytes in its shape {tuple(tensor.shape)}; save a clone"
+        if reason:
+            raise CheckpointError(f"{path}: tensor {name!r} {reason}")
+    return tensors
 
 
 def read_training_state(path: Path) -> Any:
@@ -509,6 +531,11 @@ def _unpickle(path: Path) -> Any:
                 "ignore"
             )  # about pickle protocols and old storages: nothing a user can act on
             try:
+                if zipfile.is_zipfile(path):
+                    with zipfile.ZipFile(path) as archive:
+                        require_moderate(archive)
+                elif tarfile.is_tarfile(path):  # which torch would unpack into a folder of its own
+                    raise RuntimeError("the format of PyTorch before 0.2, a tar file, is not read; save it again")
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):

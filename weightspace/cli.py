@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import typer
@@ -21,7 +22,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Everything that applies to some checkpoints, as one HTML page.",
     ),
     "demo": ("weightspace.report.cli:app", "The report on the bundled checkpoints."),
-    "inspect": ("weightspace.commands:app", "One row per tensor: norms, spectra, dead units, NaN."),
+    "inspect": (
+        "weightspace.commands:app",
+        "One row per tensor, or one line per checkpoint: norms, spectra, dead units, NaN.",
+    ),
     "diff": ("weightspace.commands:app", "How two checkpoints differ, raw and modulo neuron order."),
     "similarity": (
         "weightspace.commands:app",
@@ -109,9 +113,10 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(_fail("interrupted; nothing was left half-written", 130))
     except Exception as error:
-        if not hasattr(error, "format_message"):  # usage errors of the argument parser have one
-            raise
-        sys.exit(_fail(f"{error.format_message()} (see weightspace --help)"))  # type: ignore[attr-defined]
+        if hasattr(error, "format_message"):  # usage errors of the argument parser have one
+            sys.exit(_fail(f"{error.format_message()} (see weightspace --help)"))  # type: ignore[attr-defined]
+        traceback.print_exc()  # status 1 is a verdict of `certify`, `verify` and `check`, and this is none
+        sys.exit(_fail(f"{type(error).__name__}: a fault of the program, shown above; please report it"))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -170,6 +170,17 @@ def path_curvature(
             gradients, a and b equal.
         NonFiniteError: the loss or a derivative is NaN or infinite; the message says where.
     Source: Yao, Gholami, Keutzer, Mahoney, PyHessian (2020), for the Hessian-vector products.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+        >>> def loss(module):
+        ...     return module(torch.eye(2)).square().mean()
+        >>> path = weightspace.path_curvature(a, b, loss, points=3)
+        >>> path.positions
+        (0.0, 0.5, 1.0)
+        >>> max(path.curvatures) - min(path.curvatures) < 1e-3  # a quadratic loss
+        True
     """
     if points < 3 or points % 2 == 0:
         raise ShapeError(f"path_curvature needs an odd number of points, at least 3; got {points}")

@@ -67,6 +67,13 @@ def difference(
     Args:
         a, b: name -> tensor. Those that `open_checkpoint` maps from a file are read where they lie.
         names: a's name -> b's; default equal names.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> a, b = {"w": torch.zeros(2), "v": torch.ones(1)}, {"w": torch.ones(2)}
+        >>> found = weightspace.difference(a, b)
+        >>> found.only_a, found.tensors[0].name, found.gap
+        (('v',), 'w', 1.0)
     """
     names = names if names is not None else {name: name for name in a if name in b}
     rows, reshaped = [], []
@@ -199,6 +206,16 @@ def distance(
         ShapeError: the structures differ; the message names the first difference.
         NonFiniteError: NaN or infinite weights.
         ValueError: another `modulo`.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> found = weightspace.distance(a, b)
+        >>> 0 < found.value < found.raw
+        True
+        >>> weightspace.distance(a, a).value
+        0.0
     """
     from weightspace.matching.alignment import corresponding_parameters
 

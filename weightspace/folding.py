@@ -23,6 +23,13 @@ def fold_gains(network: Network) -> Network:
 
     Source: Ashkboos et al., SliceGPT (2024), section 3.2, for the absorption; Theus et al., Generalized linear mode
     connectivity for transformers (2025), for its use in matching.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> module = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+        >>> network = weightspace.trace(module, torch.zeros(1, 4))
+        >>> list(network.parameters), list(weightspace.fold_gains(network).parameters)
+        (['0.weight', '0.bias', '1.weight', '1.bias'], ['0.bias', '1.weight', '1.bias'])
     """
     state = _Folding(network)
     chains = root_mean_squares(network)

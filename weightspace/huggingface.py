@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.checkpoint import open_checkpoint
-from weightspace.errors import ArchitectureError, CheckpointError
+from weightspace.errors import ArchitectureError, CheckpointError, WeightspaceError
 from weightspace.huggingface_models import ACTIVATIONS, GPT2, Dense, Llama, ViT, WithHead
 from weightspace.network import Network
 from weightspace.tracing import trace
@@ -39,8 +39,18 @@ def read_huggingface(folder: str | Path) -> Network:
     """
     folder = Path(folder)
     config = _Config(folder)
+    try:
+        return _read(folder, config)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        if isinstance(error, WeightspaceError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ArchitectureError(f"{config.path}: describes no model of these weights ({reason})") from error
+
+
+def _read(folder: Path, config: _Config) -> Network:
     kind = config.get("model_type")
-    if kind not in _BUILDERS:
+    if not isinstance(kind, str) or kind not in _BUILDERS:
         raise ArchitectureError(
             f"{folder}: model_type {kind!r} is not one of {', '.join(_BUILDERS)}; "
             "build the model yourself and pass it as architecture="
@@ -57,8 +67,8 @@ def read_huggingface(folder: str | Path) -> Network:
         encoder, example, note = _BUILDERS[kind](config)
         module = WithHead(encoder, prefix, _heads(kind, config, tensors, prefix))
     _load(module, tensors, folder, tied=_tied(module, config, tensors, prefix))
-    if example.is_floating_point():
-        example = example.to(next(module.parameters()).dtype)
+    dtype = next(module.parameters()).dtype if example.is_floating_point() else example.dtype
+    example = torch.zeros(example.shape, dtype=dtype)  # the sizes are now known to be those of the weights
     network = trace(module, example)
     metadata = {"format": f"huggingface {kind}", "input": note}
     return dataclasses.replace(network, metadata={**network.metadata, **metadata})
@@ -97,19 +107,19 @@ class _Config:
 
     def number(self, name: str, default: float) -> float:
         value = self.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ArchitectureError(f"{self.path}: {name!r} must be a number, not {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+            raise ArchitectureError(f"{self.path}: {name!r} must be a finite number, not {value!r}")
         return float(value)
 
     def pair(self, name: str) -> tuple[int, int]:
         value = self.get(name)
-        if isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value):
+        if isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 2**31 for n in value):
             return value[0], value[1]
         return self.positive(name), self.positive(name)
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise ArchitectureError(f"{self.path}: {name} {value!r} is not one of {', '.join(ACTIVATIONS)}")
         return value
 
@@ -128,7 +138,7 @@ class _Config:
 
 def _tokens(limit: int) -> tuple[Tensor, str]:
     time = min(limit, _LONGEST_EXAMPLE)
-    return torch.zeros(2, time, dtype=torch.int64, device="cpu"), f"token ids (batch, {time})"
+    return torch.zeros(2, time, dtype=torch.int64), f"token ids (batch, {time})"
 
 
 def _gpt2(config: _Config) -> tuple[nn.Module, Tensor, str]:
@@ -217,7 +227,7 @@ def _vit(config: _Config) -> tuple[nn.Module, Tensor, str]:
         image=image,
         patch=patch,
     )
-    example = torch.zeros(2, channels, *image, device="cpu")
+    example = torch.zeros(2, channels, *image)
     return module, example, f"images (batch, {channels}, {image[0]}, {image[1]})"
 
 

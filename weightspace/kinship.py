@@ -31,7 +31,13 @@ PRECISIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
 
 
 class Kinship(StrEnum):
-    """How two networks are related; the text is what the reader sees."""
+    """How two networks are related; the text is what the reader sees.
+
+    Examples:
+        >>> import weightspace
+        >>> weightspace.Kinship.REORDERED.value
+        'the same network in another neuron order'
+    """
 
     IDENTICAL = "identical"
     REORDERED = "the same network in another neuron order"
@@ -128,6 +134,16 @@ def provenance(
     Raises:
         ShapeError: the structures differ; the message names the first difference.
         NonFiniteError: NaN or infinite weights.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.bundled import load
+        >>> from weightspace.permutation import permute
+        >>> a = load("digits_mlp_a")
+        >>> spec = weightspace.symmetry(a)
+        >>> b = permute(a, spec, {group.name: torch.arange(group.size).flip(0) for group in spec.groups})
+        >>> weightspace.provenance(a, b).kinship.value
+        'the same network in another neuron order'
     """
     from weightspace.canonical_form import permutations_of
     from weightspace.matching.alignment import corresponding_parameters

@@ -46,6 +46,15 @@ class Merged:
         repaired: nodes whose statistics were restored, `reset` BatchNorms whose statistics were measured anew,
             `left_alone` what could not be.
         notes: what a user should know about the result, one sentence each.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> merged = weightspace.merge([load("digits_mlp_a"), load("digits_mlp_b")])
+        >>> merged.weights
+        (0.5, 0.5)
+        >>> merged.objective > merged.objective_before
+        True
     """
 
     model: Network | nn.Module
@@ -129,6 +138,15 @@ def merge(
         ArchitectureError: nothing can be permuted, with the reasons; a group of one's own spec changes the function.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023); Crisostomi et al., C2M3 (2024); Jordan et al., REPAIR
         (2023).
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import digits, load
+        >>> images, _, test_images, test_labels = digits()
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> merged = weightspace.merge([a, b], repair_data=images).model
+        >>> bool((merged.to_module()(test_images).argmax(1) == test_labels).double().mean() > 0.8)
+        True
     """
     shares = _shares(len(models), weights)
     require_path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,14 +19,21 @@ _RANDOM = {
     "Bernoulli",
     "Multinomial",
 }
-_LARGEST_FOLDED = 2**28  # elements; a few bytes of a hostile file must not ask for the whole memory
+LARGEST_FOLDED = 2**28  # elements; a few bytes of a hostile file must not ask for the whole memory
 LARGEST_SIZES = 1024
+# Of constants nobody computes them; what they allocate on the way is told by attributes, not by their inputs.
+_NOT_FOLDED = frozenset({
+    "AffineGrid", "AveragePool", "BlackmanWindow", "Col2Im", "Conv", "ConvInteger", "ConvTranspose", "DFT",
+    "DeformConv", "GRU", "GridSample", "HammingWindow", "HannWindow", "ImageDecoder", "LSTM", "LpPool",
+    "MaxPool", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "QLinearConv", "RNN", "RegexFullMatch",
+    "RoiAlign", "STFT", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer",
+})  # fmt: skip
 
 
 def fold(call: OnnxCall, opsets: Mapping[str, int]) -> Sequence[Any] | None:
     """Evaluate a node that depends on no input, or on nothing but the batch size."""
     given = [value for value in call.inputs if value is not None]
-    if call.kind in _RANDOM or not all(isinstance(value, Known | Sizes) for value in given):
+    if call.kind in _RANDOM or call.kind in _NOT_FOLDED or not all(isinstance(value, Known | Sizes) for value in given):
         return None
     if call.kind in ("Identity", "Dropout") and given:
         return [given[0]]
@@ -105,14 +113,35 @@ def _require_moderate(call: OnnxCall, arrays: Sequence[np.ndarray | None]) -> No
         start, limit, delta = (float(array) for array in given)
         size = abs((limit - start) / delta) if delta else 0.0
     elif call.kind in ("Resize", "Upsample", "Pad", "OneHot", "EyeLike"):
-        size = float(_LARGEST_FOLDED + 1) if max(array.size for array in given) > LARGEST_SIZES else 1.0
+        size = float(LARGEST_FOLDED + 1) if max(array.size for array in given) > LARGEST_SIZES else 1.0
         if call.kind == "Pad" and len(given) > 1:
             size = float(np.prod(np.array(given[0].shape) + np.abs(given[1].astype(float)).sum()))
         elif call.kind in ("Resize", "Upsample", "OneHot"):
             size = given[0].size * max(
                 float(np.abs(array.astype(float)).max(initial=1)) ** 4 for array in given[1:]
             )
-    if not size <= _LARGEST_FOLDED:
+    if math.prod(array.size for array in given) > LARGEST_FOLDED:  # products and broadcasting can reach this
+        size = max(size, _inferred_size(call, given))
+    if not size <= LARGEST_FOLDED:
         raise ArchitectureError(
-            f"it would create a constant of {size:.3g} elements, more than {_LARGEST_FOLDED}"
+            f"it would create a constant of {size:.3g} elements, more than {LARGEST_FOLDED}"
         )
+
+
+def _inferred_size(call: OnnxCall, arrays: Sequence[np.ndarray]) -> float:
+    """Return the elements of the result by the operator's own rule, where it can have more than its inputs."""
+    first, second = arrays[0].shape, arrays[-1].shape
+    try:
+        if call.kind == "MatMul":
+            batch = np.broadcast_shapes(first[:-2], second[:-2])
+            return float(math.prod((*batch, *first[-2:-1], *(second[-1:] if len(second) > 1 else ()))))
+        if call.kind == "Gemm":
+            return float(max(first) * max(arrays[1].shape))
+        if call.kind in ("Gather", "GatherND"):
+            axis = call.attributes.get("axis", 0) if call.kind == "Gather" else 0
+            return float(math.prod(second) * arrays[0].size / max(first[axis], 1))
+        if call.kind == "Einsum":
+            return float(math.prod(array.size for array in arrays))
+        return float(math.prod(np.broadcast_shapes(*(array.shape for array in arrays))))
+    except (ValueError, TypeError, IndexError):
+        return 0.0  # they do not fit; the evaluator will say so

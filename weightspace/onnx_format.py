@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def read_onnx(path: str | Path) -> Network:
     path = Path(path)
     try:
         import onnx  # noqa: F401
+        from google.protobuf.message import Error
     except ImportError as error:
         raise MissingDependencyError(
             f'{path}: reading ONNX needs the onnx package: pip install "weightspace[onnx]"'
@@ -50,7 +52,10 @@ def read_onnx(path: str | Path) -> Network:
         raise CheckpointError(f"{path}: {error}") from error
     except (ArchitectureError, UnsupportedOperationError) as error:
         raise ArchitectureError(f"{path}: {error}") from error
-    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
+    except (
+        ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError,
+        StopIteration, Error, struct.error,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise CheckpointError(
             f"{path}: the file does not follow the format ({type(error).__name__}: {reason}); export it again"

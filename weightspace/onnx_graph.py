@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from weightspace.aten import Value
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import ArchitectureError, CheckpointError, UnsupportedOperationError
 from weightspace.network import Network
+from weightspace.onnx_folding import LARGEST_FOLDED
 from weightspace.onnx_reader import OnnxReader
 from weightspace.onnx_values import DTYPES, Known, OnnxCall
 
@@ -116,6 +118,8 @@ def known_arrays(graph: Any) -> dict[str, Known]:
     for sparse in graph.sparse_initializer:
         values, indices = to_array(sparse.values), to_array(sparse.indices)
         shape = tuple(sparse.dims)
+        if min(shape, default=0) < 0 or math.prod(shape) > LARGEST_FOLDED:
+            raise CheckpointError(f"the sparse initializer {sparse.values.name!r} has the shape {list(shape)}")
         dense = np.zeros(shape, values.dtype)
         try:
             places = (indices,) if indices.ndim == 1 and len(shape) == 1 else None

@@ -41,6 +41,19 @@ def permute_optimizer_state(
     Raises:
         ShapeError: names that do not fit, an element that is none of the spec's, a tensor of the state that is neither
             one number nor of its parameter's shape (the factored moments of Adafactor, say).
+
+    Examples:
+        >>> import torch, weightspace
+        >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = torch.optim.Adam(module.parameters())
+        >>> module(torch.ones(3, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> spec = weightspace.symmetry(module)
+        >>> order = {spec.groups[0].name: torch.arange(8).flip(0)}
+        >>> state = optimizer.state_dict()
+        >>> moved = weightspace.permute_optimizer_state(state, module, spec=spec, permutations=order)
+        >>> torch.equal(moved["state"][0]["exp_avg"], state["state"][0]["exp_avg"].flip(0))
+        True
     """
     require_elements(spec, permutations)
     shapes = _shapes(model)

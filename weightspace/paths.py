@@ -30,6 +30,12 @@ class Barrier:
     `barrier` is max over t of L(t) - ((1 - t) L(0) + t L(1)): how far the loss rises above the straight line
     between its ends; 0 when it never does. `accuracy_barrier` is how far the accuracy falls below its own.
     Source: Frankle et al., Linear mode connectivity and the lottery ticket hypothesis (2020), section 2.
+
+    Examples:
+        >>> import weightspace
+        >>> path = weightspace.Barrier(positions=(0.0, 0.5, 1.0), losses=(1.0, 3.0, 2.0))
+        >>> path.barrier
+        1.5
     """
 
     positions: tuple[float, ...]
@@ -115,6 +121,18 @@ def barrier(
     Raises:
         ShapeError: the structures differ, or points < 2.
         NonFiniteError: the loss at one of the ends is NaN or infinite.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.bundled import digits, load
+        >>> _, _, images, labels = digits()
+        >>> def loss(module):
+        ...     return torch.nn.functional.cross_entropy(module(images), labels)
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> before = weightspace.barrier(a, b, loss, points=5)
+        >>> after = weightspace.barrier(a, weightspace.align(a, b).model, loss, points=5)
+        >>> after.barrier < before.barrier
+        True
     """
     if points < 2:
         raise ShapeError(f"barrier needs at least 2 points; got {points}")
@@ -150,6 +168,15 @@ def interpolate(
     Raises:
         ShapeError: the structures differ; `path` is neither of the two.
     Source: Shoemake, Animating rotation with quaternion curves (1985), for the spherical path.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> middle = weightspace.interpolate(a, b, 0.5)
+        >>> name = next(iter(a.parameters))
+        >>> torch.allclose(middle.parameters[name], (a.parameters[name] + b.parameters[name]) / 2)
+        True
     """
     require_path(path)
     if isinstance(a, Network) and isinstance(b, Network):

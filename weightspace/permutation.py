@@ -2,7 +2,7 @@
 
 An element maps group name -> gather index, int64, shape (*copies, size): `new[i] = old[p[i]]`, so a matrix becomes
 P W P' with P[i, p[i]] = 1, and first p then q is `p[q]`. A group within another keeps its index under the *new*
-place of the outer unit: entry (a, i) comes from (outer[a], inner[a][i]). Groups not listed act as the identity.
+place of the outer unit: entry (a, i) comes from `(outer[a], inner[a][i])`. Groups not listed act as the identity.
 """
 
 from __future__ import annotations
@@ -126,6 +126,17 @@ def permute(network: Network, spec: SymmetrySpec, permutations: Permutations) ->
 
     Raises:
         ShapeError: an unknown group, or an index that is no permutation of the group's units.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> from weightspace import permutation
+        >>> from weightspace.bundled import load
+        >>> a = load("digits_mlp_a")
+        >>> spec = weightspace.symmetry(a)
+        >>> group = spec.groups[0]
+        >>> other = permutation.permute(a, spec, {group.name: torch.arange(group.size).flip(0)})
+        >>> weightspace.canonical_hash(other) == weightspace.canonical_hash(a)
+        True
     """
     require_elements(spec, permutations)
     return network.change_parameters(

@@ -7,14 +7,18 @@ payloads listed in `*_config.json`. Only JSON is parsed and only raw payloads ar
 from __future__ import annotations
 
 import json
+import lzma
 import math
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightspace.archives import require_moderate
 from weightspace.aten import AtenReader, Call, Reference, Value, Weight
 from weightspace.builder import NetworkBuilder
 from weightspace.errors import ArchitectureError, CheckpointError, UnsupportedOperationError
@@ -47,16 +51,20 @@ def read_pt2(path: str | Path) -> Network:
         raise type(error)(f"{path}: {error}") from error
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error, struct.error, lzma.LZMAError) as error:
         raise CheckpointError(f"{path}: not a readable .pt2 archive ({error}); export it again") from error
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError) as error:
-        reason = f"{type(error).__name__}: {error}"
+    except (
+        ValueError, TypeError, AttributeError, LookupError, RuntimeError, ArithmeticError, AssertionError,
+        StopIteration,
+    ) as error:  # fmt: skip
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise CheckpointError(
             f"{path}: the archive does not follow the torch.export format ({reason})"
         ) from error
 
 
 def _read(archive: zipfile.ZipFile, path: Path) -> Network:
+    require_moderate(archive)
     names = archive.namelist()
     models = [name for name in names if "/models/" in name and name.endswith(".json")]
     if len(models) != 1:
@@ -132,6 +140,8 @@ def _tensor(data: bytes, meta: dict[str, Any], place: str) -> Tensor:
     needed = (
         offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True)) + 1
     ) * dtype.itemsize
+    if math.prod(sizes) * dtype.itemsize > max(len(data), 2**20):  # a stride of 0 makes any size of a few bytes
+        raise CheckpointError(f"{place}: a {sizes} tensor of strides {strides} repeats {len(data)} bytes; file damaged")
     if len(data) < needed or len(data) % dtype.itemsize:
         raise CheckpointError(
             f"{place}: {len(data)} bytes, but a {sizes} {dtype} tensor needs {needed}; file damaged"

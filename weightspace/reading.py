@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from weightspace.checkpoint import Checkpoint, open_checkpoint
-from weightspace.errors import ArchitectureError, CheckpointError
+from weightspace.errors import ArchitectureError, CheckpointError, WeightspaceError
 from weightspace.module import NetworkModule
 from weightspace.network import Network
 from weightspace.state_dicts import perceptron
@@ -46,22 +46,36 @@ def read(
     Raises:
         CheckpointError: the file is missing, broken or unsafe.
         ArchitectureError: the network cannot be told from it; the message names the flag that settles it.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import path
+        >>> network = weightspace.read(path("digits_mlp_a"))
+        >>> list(network.parameters)
+        ['0.bias', '0.weight', '2.bias', '2.weight', '4.bias', '4.weight']
     """
     path = Path(path)
-    if path.suffix == ".onnx":
-        from weightspace.onnx_format import read_onnx
+    try:
+        if path.suffix == ".onnx":
+            from weightspace.onnx_format import read_onnx
 
-        network = read_onnx(path)
-    elif path.suffix == ".pt2":
-        from weightspace.pt2_format import read_pt2
+            network = read_onnx(path)
+        elif path.suffix == ".pt2":
+            from weightspace.pt2_format import read_pt2
 
-        network = read_pt2(path)
-    elif path.is_dir() and (path / "config.json").exists() and architecture is None:
-        from weightspace.huggingface import read_huggingface
+            network = read_pt2(path)
+        elif path.is_dir() and (path / "config.json").exists() and architecture is None:
+            from weightspace.huggingface import read_huggingface
 
-        network = read_huggingface(path)
-    else:
-        network = _from_checkpoint(open_checkpoint(path), architecture, example_inputs, activation, layout)
+            network = read_huggingface(path)
+        else:
+            network = _from_checkpoint(
+                open_checkpoint(path), architecture, example_inputs, activation, layout
+            )
+    except WeightspaceError as error:  # of what is inside, which does not know where it stands
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
     return replace(network, metadata={**network.metadata, "source": path.name})
 
 
@@ -79,17 +93,14 @@ def _from_checkpoint(
         return Network.from_json(checkpoint.metadata[EMBEDDED], tensors)
     if "network" in tensors and tensors["network"].dtype == torch.uint8:
         return _from_npz(tensors)
-    try:
-        return perceptron(tensors, activation=activation, layout=layout)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{checkpoint.path}: {error}") from error
+    return perceptron(tensors, activation=activation, layout=layout)
 
 
 def _from_npz(arrays: Mapping[str, Tensor]) -> Network:
     try:
         text = bytes(arrays["network"].tolist()).decode()
         halves = set(json.loads(text).get("bfloat16", ()))
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"its array 'network' is not the JSON of a network ({error})") from error
     parameters = {}
     for key, tensor in arrays.items():
@@ -174,12 +185,15 @@ def _named(
 ) -> tuple[nn.Module | Network, Tensor | Sequence[Tensor] | None]:
     if text.endswith(".json") or text.lstrip().startswith("{"):
         try:
-            content = text if text.lstrip().startswith("{") else Path(text).read_text()
+            content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8")
         except OSError as error:
             raise CheckpointError(f"{text}: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{text}: not a text file, hence no JSON of a network") from error
-        return Network.from_json(content, tensors), example_inputs
+        try:
+            return Network.from_json(content, tensors), example_inputs
+        except ArchitectureError as error:
+            raise ArchitectureError(f"architecture {text[:200]}: {error}") from error
     function = _function(text)
     try:
         result = function()

@@ -79,6 +79,17 @@ def restore_statistics(
     Raises:
         ShapeError: structures differ, no end points, no data, data that do not fit, an unknown `batch_norm`.
         NonFiniteError: statistics that are NaN or infinite; the message names the node.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import digits, load
+        >>> images, _, _, _ = digits()
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> b = weightspace.align(a, b).model
+        >>> middle = weightspace.interpolate(a, b, 0.5)
+        >>> fixed = weightspace.restore_statistics(middle, [a, b], images)
+        >>> len(fixed.repaired), fixed.left_alone
+        (2, ())
     """
     batches = Batches(data)
     merged, *ends = networks_of((model, *end_points), batches)
@@ -97,6 +108,16 @@ def reset_batch_norm(model: Network | nn.Module, data: Tensor | Iterable[Any] | 
     Raises:
         ShapeError: no data, or data that do not fit.
         NonFiniteError: statistics that are NaN or infinite; the message names the node.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+        >>> data = torch.randn(100, 2)
+        >>> fixed = weightspace.reset_batch_norm(module, data)
+        >>> fixed.reset
+        ('1',)
+        >>> torch.allclose(fixed.model(data).mean(0), torch.zeros(3), atol=1e-4)
+        True
     """
     batches = Batches(data)
     (network,) = networks_of((model,), batches)

@@ -104,6 +104,15 @@ class SymmetrySpec:
     Raises:
         ArchitectureError: the description contradicts itself; the message names the entry.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), section 3, for permutations of whole axes.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> spec = weightspace.symmetry(load("digits_mlp_a"))
+        >>> sorted(spec.axes)[:2]
+        ['0.bias', '0.weight']
+        >>> weightspace.SymmetrySpec.from_json(spec.to_json()) == spec
+        True
     """
 
     groups: tuple[Group, ...]
@@ -246,7 +255,7 @@ class SymmetrySpec:
             frozen = tuple(Frozen(**entry) for entry in data.get("frozen", ()))
             shapes = {name: tuple(shape) for name, shape in data.get("shapes", {}).items()}
             return cls(groups, axes, frozen, shapes)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise ArchitectureError(
                 f"this is not the JSON of a symmetry spec: {type(error).__name__} {error}"
             ) from error

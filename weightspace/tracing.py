@@ -34,6 +34,15 @@ def trace(module: nn.Module, example_inputs: Tensor | Sequence[Tensor]) -> Netwo
     Raises:
         ArchitectureError: the module branches on its data, changes itself, is random or cannot be exported; the
             message has the reason.
+
+    Examples:
+        >>> import torch, weightspace
+        >>> module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> network = weightspace.trace(module, torch.zeros(1, 4))
+        >>> [type(node.operation).__name__ for node in network.nodes]
+        ['Input', 'Linear', 'ReLU', 'Linear']
+        >>> torch.equal(network.to_module()(torch.ones(3, 4)), module(torch.ones(3, 4)))
+        True
     """
     if isinstance(module, Network):
         return module

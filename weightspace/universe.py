@@ -125,7 +125,16 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class Average(Strategy):
-    """Leave every model in its own order: the plain average, what fine-tunings of one network want."""
+    """Leave every model in its own order: the plain average, what fine-tunings of one network want.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a = load("digits_mlp_a")
+        >>> merged = weightspace.merge([a, a], method=weightspace.Average())
+        >>> merged.model == a
+        True
+    """
 
     aligns = False
 
@@ -141,6 +150,14 @@ class Reference(Strategy):
         index: the model that is aligned to.
     Raises:
         ShapeError: there is no such model.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> merged = weightspace.merge([a, b], method=weightspace.Reference(1))
+        >>> max(merged.distances) < max(merged.distances_before)
+        True
     """
 
     index: int = 0
@@ -173,6 +190,15 @@ class Universe(Strategy):
         seed: of the order in which models are visited.
     Source: Crisostomi et al., C2M3: Cycle-consistent multi-model merging (2024), for the universe and E; they ascend
         by Frank-Wolfe on all permutations together.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> matcher = weightspace.WeightMatching()
+        >>> merged = weightspace.merge([a, b, a], matcher=matcher, method=weightspace.Universe(starts=2))
+        >>> merged.objective > merged.objective_before
+        True
     """
 
     iterations: int = 50
@@ -203,6 +229,15 @@ class MergeMany(Strategy):
         iterations: sweeps at most.
         seed: of the order of the visits.
     Source: Ainsworth, Hayase, Srinivasa, Git Re-Basin (2023), algorithm 3.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> a, b = load("digits_mlp_a"), load("digits_mlp_b")
+        >>> matcher = weightspace.WeightMatching()
+        >>> merged = weightspace.merge([a, b], matcher=matcher, method=weightspace.MergeMany())
+        >>> merged.objective >= merged.objective_before
+        True
     """
 
     iterations: int = 50

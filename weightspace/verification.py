@@ -38,6 +38,15 @@ def symmetry(
     Raises:
         ArchitectureError: the module cannot be traced.
         NonFiniteError: NaN or infinite weights, with which running it verifies nothing.
+
+    Examples:
+        >>> import weightspace
+        >>> from weightspace.bundled import load
+        >>> spec = weightspace.symmetry(load("digits_mlp_a"))
+        >>> [(group.kind, group.size) for group in spec.groups]
+        [('permutation', 24), ('permutation', 12)]
+        >>> [frozen.reason for frozen in spec.frozen]
+        ['network input', 'network output']
     """
     from weightspace import symmetry_derivation
 
