@@ -285,7 +285,11 @@ CLAIMS = (
     Claim("memorization by autoencoders, 10 samples", "898 samples", "latent_dynamics",
           lambda rows: ", ".join(f"{where(rows, space='input', training_samples=n)[0]['memorization']:.2g}"
                                  for n in (10, 898)), "latent_dynamics.py"),
-    Claim("2,000 checkpoints inspected and compared, seconds", "-", "scaling",
-          lambda rows: "{:.3g}".format(rows[0]["seconds"]), "scaling.py"),
+    # Scale
+    Claim("2,000 checkpoints inspected, compared, processor seconds", "-", "scaling",
+          lambda rows: ", ".join(f"{where(rows, what='growth', task=task, along='number', size=2000)[0]['seconds']:.3g}"
+                                 for task in ("inspect", "compare")), "scaling.py"),
+    Claim("the same killed in the middle and resumed: equal", "one run without a kill", "scaling",
+          lambda rows: " and ".join("yes" if row["equal"] else "NO" for row in where(rows, what="kill")), "scaling.py"),
 )
 # fmt: on
