@@ -63,7 +63,7 @@ def measure(command: str, seconds: float) -> str:
     competitor that is not installed, the numbers against it are those of the last time.
     """
     claims = [claim for claim in CLAIMS if claim.command == command]
-    before = {path: path.read_text() for path in (claim.path for claim in claims) if path.exists()}
+    before = {claim.path: claim.path.read_text() if claim.path.exists() else None for claim in claims}
     script, *options = command.split()
     started = time.perf_counter()
     try:
@@ -85,7 +85,10 @@ def measure(command: str, seconds: float) -> str:
     except ValueError as error:
         reason = str(error)
     for path, text in before.items():
-        path.write_text(text)
+        if text is None:
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(text)
     return f"not measured: {reason}; its rows stay"
 
 

@@ -29,6 +29,7 @@ class Claim:
         command: what measures it, below `benchmarks/`; the rows of one result may stand in several claims.
         minutes: about how long that takes on two cores; 0 where the table's command does not rerun it.
         gpu: measured on a GPU only.
+        threads: of the rows it reads, where the result holds several counts.
     """
 
     task: str
@@ -38,6 +39,7 @@ class Claim:
     command: str
     minutes: float = 0
     gpu: bool = False
+    threads: int | None = None
 
     @property
     def path(self) -> Path:
@@ -60,13 +62,14 @@ class Claim:
         except (LookupError, statistics.StatisticsError) as error:
             raise ValueError(f"{self.path.name} has no row for {self.task!r}: {error}") from error
         competitor = self.competitor.format_map({**machine, **{p: f"{p} {v}" for p, v in machine.items()}})
-        return [self.task, competitor, number, command, result["date"], _hardware(machine)]
+        return [self.task, competitor, number, command, result["date"], _hardware(machine, self.threads)]
 
 
-def _hardware(machine: dict[str, Any]) -> str:
+def _hardware(machine: dict[str, Any], threads: int | None) -> str:
     if "gpu" in machine:
         return machine["gpu"]
-    threads = machine["cores"] if machine["threads"] == "default" else machine["threads"]
+    if threads is None:
+        threads = machine["cores"] if machine["threads"] == "default" else machine["threads"]
     return f"{machine['processor']}, {threads} thread{'s' if str(threads) != '1' else ''}"
 
 
@@ -176,11 +179,12 @@ LINEAR = "forming the tensor, {torch}"
 CLAIMS = (
     # Kernels
     Claim("eigenpairs of batches, n = 2 to 64, float32", TORCH, "eigh",
-          lambda rows: spread("ratio", threads=1, dtype="float32")(_batches(rows)), "eigh.py", 2),
+          lambda rows: spread("ratio", threads=1, dtype="float32")(_batches(rows)), "eigh.py", 2, threads=1),
     Claim("the same, float64", TORCH, "eigh",
-          lambda rows: spread("ratio", threads=1, dtype="float64")(_batches(rows)), "eigh.py", 2),
+          lambda rows: spread("ratio", threads=1, dtype="float64")(_batches(rows)), "eigh.py", 2, threads=1),
     Claim("PSD projection, n = 2 to 64, float32", TORCH, "eigh",
-          lambda rows: spread("ratio_project_psd", threads=1, dtype="float32")(_batches(rows)), "eigh.py", 2),
+          lambda rows: spread("ratio_project_psd", threads=1, dtype="float32")(_batches(rows)),
+          "eigh.py", 2, threads=1),
     Claim("eigenpairs on a GPU", "torch.linalg, cuSOLVER", "eigh_gpu",
           lambda rows: spread("ratio")([{"ratio": max(row["ratio"].values())} for row in rows]),
           "eigh_gpu.py", gpu=True),
@@ -190,6 +194,8 @@ CLAIMS = (
           spread("solve_ratio_dense", blocks=32, size=64), "block_tridiagonal.py", 0.5),
     Claim("the same", "SuperLU, {scipy}", "block_tridiagonal",
           spread("solve_ratio_splu", blocks=32, size=64), "block_tridiagonal.py", 0.5),
+    Claim("the same", "solveh_banded, {scipy}", "block_tridiagonal",
+          spread("solve_ratio_banded", blocks=32, size=64), "block_tridiagonal.py", 0.5),
     Claim("extreme eigenpairs, none missed", "ARPACK, {scipy}", "extremal", spread("verified_ratio"),
           "extremal.py", 0.5),
     # Weight spaces
@@ -201,7 +207,7 @@ CLAIMS = (
     Claim("merging 4 digit classifiers, points lost", "the plain average", "merging", _merged, "merging.py digits"),
     Claim("barrier between two transformers", "permutations", "continuous_symmetries",
           _best("barrier", "method", ("permutations", "continuous")), "continuous_symmetries.py"),
-    Claim("barrier between transformers modulo 113", "permutations", "modular_addition",
+    Claim("barrier between transformers modulo 113", "no alignment", "modular_addition",
           lambda rows: _best("barrier", "method", ("as they are", "permutations"))(where(rows, pair="median of ten")),
           "modular_addition.py"),
     Claim("family trees of fine-tuned networks, edges found", "Euclidean spanning tree", "lineage",
@@ -227,7 +233,7 @@ CLAIMS = (
           "inr_editing.py"),
     Claim("adapting classifiers by their weights, accuracy", "one change for all", "domain_adaptation",
           _best("after", "family", ("deep weight space", "shared change")), "domain_adaptation.py"),
-    Claim("a learned optimizer, loss over Adam's after 100 steps", "Adam", "learned_optimizer",
+    Claim("a learned optimizer, its loss / Adam's after 100 steps", "Adam", "learned_optimizer",
           one("ratio to Adam", optimizer="neural graph", setting="16 hidden", steps=100), "learned_optimizer.py"),
     # Certificates
     Claim("bounds of the published networks (published)", "LipSDP, Fazlyab et al. 2019", "lipschitz_bounds",
@@ -237,12 +243,12 @@ CLAIMS = (
           _largest, "lipsdp.py --largest"),
     Claim("LipSDP of 1000 networks in one call", "one after another", "lipsdp_batch",
           lambda rows: spread("ratio")(where(rows, networks=1000)), "lipsdp_batch.py", 1),
-    Claim("bound of a chain of 65 layers", "closed form", "deep_chains", _deepest, "deep_chains.py"),
+    Claim("bound of a chain of 65 layers, theirs / ours", "closed form", "deep_chains", _deepest, "deep_chains.py"),
     Claim("bound of a convolutional network", "product of norms, 446", "convolutional_bounds",
           one("upper_bound", "{:.4g}", network="kw_provable/mnist.pth"), "convolutional_bounds.py"),
-    Claim("local Lipschitz bounds of ACAS Xu, property 3", "bounds for all inputs", "acasxu_lipschitz",
+    Claim("Lipschitz bounds of ACAS Xu over property 3, theirs / ours", "bounds for all inputs", "acasxu_lipschitz",
           one("global / local, median", region="property 3"), "acasxu.py lipschitz"),
-    Claim("local l-infinity bounds", "interval arithmetic on the Jacobian, {torch}", "local_lipschitz",
+    Claim("local l-infinity bounds, theirs / ours", "interval arithmetic on the Jacobian, {torch}", "local_lipschitz",
           spread("interval / ours, median"), "local_lipschitz.py", 2),
     Claim("ACAS Xu properties 1 to 4, 45 networks", "-", "acasxu_properties", _decided, "acasxu.py properties"),
     Claim("certified accuracy, MNIST 784-500-10 (under attack)", "PGD", "robust_accuracy",
@@ -289,7 +295,7 @@ CLAIMS = (
     Claim("2,000 checkpoints inspected, compared, processor seconds", "-", "scaling",
           lambda rows: ", ".join(f"{where(rows, what='growth', task=task, along='number', size=2000)[0]['seconds']:.3g}"
                                  for task in ("inspect", "compare")), "scaling.py"),
-    Claim("the same killed in the middle and resumed: equal", "one run without a kill", "scaling",
+    Claim("the same killed and resumed: equal", "one run without a kill", "scaling",
           lambda rows: " and ".join("yes" if row["equal"] else "NO" for row in where(rows, what="kill")), "scaling.py"),
 )
 # fmt: on

@@ -1,8 +1,9 @@
 """How the cost of inspecting, comparing and certifying grows, and what a kill costs in the middle of 2,000 checkpoints.
 
 Networks 64-32-10 in families of ten: a root and nine that had half of their weights moved, every second one with its
-neurons reordered. Two processes inspect and compare the folder on the command line, are killed with SIGKILL when
-about half is done and started again; what comes out must equal an uninterrupted run, bit by bit. The growth with
+neurons reordered. Two processes inspect and compare the folder on the command line, are killed with SIGKILL when half
+of it is inspected and when most of it is compared, and started again; what comes out must equal an uninterrupted run,
+bit by bit. The growth with
 width, depth and number is measured in processor time of one thread, which other programs on the machine change
 little, and drawn with the exponents of the three largest sizes.
 `OMP_NUM_THREADS=1 python benchmarks/scaling.py [number of checkpoints]`, about six minutes.

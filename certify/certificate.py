@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from certify import checker
 from certify.regions import Ball, Box, Region
 from weightspace.errors import CheckpointError
-from weightspace.report.wording import rounded_down, rounded_up
+from weightspace.rounded_numbers import rounded_down, rounded_up
 
 
 class Status(enum.Enum):
@@ -175,7 +175,9 @@ class Certificate:
         try:
             fields = checker.parse_certificate(text)
             if fields["format"] != checker.FORMAT:
-                raise ValueError("this is the certificate of a property, not of a Lipschitz constant; `check` reads it")
+                raise ValueError(
+                    "this is the certificate of a property, not of a Lipschitz constant; `check` reads it"
+                )
             return certificate_of(fields)
         except ValueError as error:  # also of a Box whose corners do not fit
             raise CheckpointError(str(error)) from error

@@ -11,7 +11,8 @@ from weightspace.errors import WeightspaceError
 from weightspace.network import Network
 from weightspace.report.content import Block, Finding, Gap, Method, Section, Severity, Subject, Table, Text
 from weightspace.report.figures import BLUE, GRAY, GREEN, RED, new_figure, picture, plain
-from weightspace.report.wording import counted, rounded_down, rounded_up
+from weightspace.report.wording import counted
+from weightspace.rounded_numbers import rounded_down, rounded_up
 
 MARKS = {
     "norm product (upper)": ("D", GRAY),
@@ -96,7 +97,8 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
             "dual bound of the program": certificate.optimum_lower_bound,
             "sampled lower bound": certificate.sampled_lower_bound,
         }
-        series[subject.name] = {name: value for name, value in bounds.items() if value}
+        if certificate.upper_bound > 0:  # the figure shows multiples of it
+            series[subject.name] = {name: value for name, value in bounds.items() if value is not None}
         rounded = [
             rounded_up(value) if "upper" in name else rounded_down(value) for name, value in bounds.items()
         ]
@@ -107,12 +109,7 @@ def section(subjects: Sequence[Subject], evaluation: object = None) -> Section:
         headers = ["file", *MARKS, "method"]
         blocks = [
             Text(INTRODUCTION),
-            picture(
-                _figure(series),
-                "All bounds relative to the certified one, which stands below each name.",
-                alt=_described(series),
-                methods=tuple(COLUMNS.values()),
-            ),
+            *_pictures(series, len(rows)),
             Table(headers, rows, "Bounds of the Lipschitz constant in the l2 norm, all inputs.", COLUMNS),
         ]
     title = "What can be promised: Lipschitz bounds"
@@ -153,12 +150,19 @@ def describe_bound(certificate: Certificate) -> str:
         type(certificate.output), "the outputs"
     )
     selected = certificate.output if isinstance(certificate.output, tuple) else (certificate.output,)
+    moved = outputs.format(*selected)
     promise = (
-        f"no change of the input of size 1 ({measure}){where} moves {outputs.format(*selected)} by more than "
+        f"no change of the input of size 1 ({measure}){where} moves {moved} by more than "
         f"{rounded_up(certificate.upper_bound)}"
     )
-    if certificate.delta is not None:
-        promise += f" and twice the rounding error {rounded_up(certificate.delta, 2)} in single precision"
+    rounding = None if certificate.delta is None else (
+        f"twice the rounding error {rounded_up(certificate.delta, 2)} in single precision"
+    )  # fmt: skip
+    if certificate.upper_bound == 0:
+        promise = f"no change of the input{where} moves {moved}"
+        return promise if rounding is None else f"{promise} by more than {rounding}"
+    if rounding is not None:
+        promise += f" and {rounding}"
     if not certificate.sampled_lower_bound:
         return promise
     found = rounded_down(certificate.sampled_lower_bound)
@@ -202,6 +206,16 @@ def _numbers(certificate: Certificate) -> dict[str, Any]:
     }
 
 
+def _pictures(series: dict[str, dict[str, float]], certified: int) -> list[Block]:
+    """Return the figure of the bounds above 0, if there is one; the caption says how many are 0."""
+    if not series:
+        return []
+    zero = certified - len(series)
+    left_out = f" {counted(zero, 'network')} with a bound of 0 not drawn." if zero else ""
+    caption = f"All bounds relative to the certified one, which stands below each name.{left_out}"
+    return [picture(_figure(series), caption, alt=_described(series), methods=tuple(COLUMNS.values()))]
+
+
 def _figure(series: dict[str, dict[str, float]]) -> Any:
     """One line per file, every bound as a multiple of the certified one, so that all files share the axis."""
     figure = new_figure(7.2, 1.0 + 0.45 * len(series))
@@ -222,7 +236,7 @@ def _figure(series: dict[str, dict[str, float]]) -> Any:
     ]
     axes.set_yticks(range(len(series)), labels, fontsize=8)
     axes.set_ylim(len(series) - 0.5, -0.5)
-    spread = [value for values in ratios.values() for value in values.values()]
+    spread = [value for values in ratios.values() for value in values.values() if value > 0]
     if max(spread) > 3 * min(spread):
         axes.set_xscale("log")
     axes.set_xlabel("bound / certified upper bound")

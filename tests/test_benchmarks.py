@@ -71,3 +71,6 @@ def test_a_run_that_fails_leaves_the_result_as_it_was(tmp_path, monkeypatch, scr
     monkeypatch.setattr(command, "CLAIMS", (claim,))
     assert re.match(outcome, command.measure("made.py", 5))
     assert out.read_text() == (new if outcome == "measured in" else old)
+    out.unlink()
+    assert re.match(outcome, command.measure("made.py", 5))
+    assert out.exists() == (outcome == "measured in")

@@ -13,17 +13,23 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
+from certify.report import section as certify_section
 from weightspace.bundled import digits, load, path
 from weightspace.checkpoint import write_safetensors
 from weightspace.cli import main
+from weightspace.common_order import compare
 from weightspace.errors import CheckpointError
 from weightspace.inspection import inspect
 from weightspace.permutation import permute, random_permutations
 from weightspace.reading import read
 from weightspace.report import comparison, report, weights
-from weightspace.report.content import Evaluation, Severity, Subject, Table
+from weightspace.report.content import Evaluation, Picture, Severity, Subject, Table
+from weightspace.report.descriptions import describe_barrier
 from weightspace.report.page import assemble
-from weightspace.report.wording import rounded_down, rounded_up
+from weightspace.report.pair_findings import Pair, Verdict, pair_findings
+from weightspace.report.similarity import matrix_figure
+from weightspace.report.tensor_findings import is_sound
+from weightspace.rounded_numbers import rounded_down, rounded_up
 from weightspace.verification import symmetry
 
 NAMES = ["digits_mlp_a", "digits_mlp_b", "digits_bilinear"]
@@ -291,6 +297,83 @@ def test_identical_and_shifted_networks_are_told_apart(tmp_path):
     assert len(apart) == 2
     for sentence in apart:
         assert "different networks; no data that fits was given; on random inputs" in sentence
+
+
+def layers(seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    """The weights of a network 8-6-4."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {"0.weight": (6, 8), "0.bias": (6,), "2.weight": (4, 6), "2.bias": (4,)}
+    return {name: torch.randn(shape, generator=generator) * scale for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_network_that_is_constant_is_in_the_table_and_not_in_the_figure(tmp_path, others):
+    write_safetensors(tmp_path / "zero.safetensors", layers(0, 0.0))
+    blocked = {
+        "0.weight": torch.eye(2, 4) * torch.tensor([[1.0], [0]]),
+        "2.weight": torch.tensor([[0.0, 1]] * 3),
+    }
+    write_safetensors(tmp_path / "blocked.safetensors", blocked)
+    write_safetensors(tmp_path / "random.safetensors", layers(0))
+    files = [tmp_path / f"{name}.safetensors" for name in ("zero", "blocked", "random")[: 2 + others]]
+    subjects = [Subject(file.name, file, inspect(file), read(file), None) for file in files]
+    found = certify_section(subjects)
+    (table,) = (block for block in found.blocks if isinstance(block, Table))
+    assert [row[0] for row in table.rows] == [file.name for file in files]
+    pictures = [block for block in found.blocks if isinstance(block, Picture)]
+    assert len(pictures) == others
+    for drawn in pictures:
+        assert drawn.caption.endswith("2 networks with a bound of 0 not drawn.")
+        assert "random.safetensors" in drawn.alt
+        assert "zero.safetensors" not in drawn.alt
+    assert (
+        found.findings[1].sentence
+        == "blocked.safetensors: certified: no change of the input moves the outputs"
+    )
+
+
+def test_integer_matrices_are_not_called_sound(tmp_path):
+    integers = {"w": torch.zeros(4, 4, dtype=torch.int8), "w2": torch.ones(8, 8, dtype=torch.int8)}
+    assert not is_sound(inspect(integers))
+    assert is_sound(inspect({"w": torch.eye(3), "steps": torch.tensor(7)}))
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_barrier_that_is_nan_is_not_called_flat(count):
+    loss = comparison.Loss(lambda module: 0.0, "cross entropy, x", "cross entropy", True)
+    pair = Pair("a", "b", Verdict.DIFFERENT, loss, math.nan, math.nan, {})
+    measured = Pair("c", "d", Verdict.DIFFERENT, loss, 1.0, 0.5, {})
+    sentence = pair_findings([pair] * count, "pairs")[0].sentence
+    assert "could not be measured" in sentence
+    assert "not rise" not in sentence
+    mixed = pair_findings([pair, *[measured] * 7], "pairs")[0].sentence
+    assert "rises by 1 (most between c and d), after alignment by 0.5; of 1 pair it could not be" in mixed
+    nan = (math.nan, math.nan)
+    assert "could not be measured" in describe_barrier({"as they are": ((0.0, 1.0), nan)}, "loss")
+
+
+def test_weights_whose_products_overflow_are_a_gap(tmp_path):
+    for seed in (0, 1):
+        write_safetensors(tmp_path / f"{seed}.safetensors", layers(seed, 1e21))
+    result = report([tmp_path / "0.safetensors", tmp_path / "1.safetensors"])
+    (gap,) = (gap for gap in result.gaps if gap.analysis == "alignment")
+    assert "overflow float32" in gap.reason
+
+
+def test_weights_that_are_not_finite_are_drawn_without_warnings(tmp_path):
+    weights = layers(0)
+    weights["0.weight"][0, 0], weights["0.bias"][1], weights["2.bias"][1] = math.nan, math.inf, math.nan
+    write_safetensors(tmp_path / "x.safetensors", weights)
+    html = report([tmp_path / "x.safetensors"]).html
+    assert "Weights from -" in html
+    assert "Weights from nan" not in html
+
+
+def test_three_equal_networks_are_drawn_without_warnings(tmp_path):
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for file in files:
+        write_safetensors(file, layers(0))
+    assert matrix_figure(compare(files)).axes[0].get_ylim() == (0, 1)
 
 
 @pytest.mark.parametrize(

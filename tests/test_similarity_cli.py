@@ -105,10 +105,18 @@ def test_similarity_of_many(run, files, tmp_path):
     assert "descent" in text
 
 
+def test_similarity_of_equal_files(run, files, tmp_path):
+    (tmp_path / "copy.safetensors").write_bytes(Path(files[0]).read_bytes())
+    text = run("similarity", files[0], tmp_path / "copy.safetensors").stdout
+    assert "who came first cannot be told" in text
+    assert "edges agree" not in text
+
+
 def test_similarity_names_the_file_that_does_not_fit(run, files, tmp_path):
     for arguments, reason in [
         ((files[0], path("digits_resnet")), "digits_resnet.safetensors: the networks differ"),
         ((files[0],), "two networks or more"),
+        ((files[0], files[0]), "named 2 times"),
         ((files[0], tmp_path / "none.safetensors"), "no such file"),
     ]:
         done = run("similarity", *arguments)

@@ -147,10 +147,11 @@ similar = {
 similarity_figure(similar)
 
 # %% [markdown]
-# Trained with noise and weight decay, the two networks agree well on their leading patterns. Without, they
-# agree little more than patterns of different digits do, although such a network classifies as well: on so
-# small a data set the regularization is needed for reading rather than for accuracy. Dashed lines lie far
-# above the dotted ones since all digits are drawn in the same part of the picture.
+# Each new network is compared with `digits_bilinear`, which was trained with noise and weight decay. Trained
+# likewise, another network agrees with it well on the leading patterns. One trained with neither agrees little
+# more than patterns of different digits do, although it classifies as well: on so small a data set the
+# regularization is needed for reading rather than for accuracy. Dashed lines lie far above the dotted ones
+# since all digits are drawn in the same part of the picture.
 
 # %% [markdown]
 # ## An attack read from the weights

@@ -18,8 +18,8 @@
 # with other groups, where *representations* take the place of angles. We follow both with one difference that
 # makes the analysis exact: instead of a transformer we train a *bilinear* layer ([tutorial
 # 04](04_what_a_bilinear_layer_computes.ipynb)), whose weights determine everything it computes in closed
-# form. That waves are the best such a layer can do was proved by Morwani et al., *Feature emergence via
-# margin maximization* (2023).
+# form. For units that square a sum, Morwani et al., *Feature emergence via margin maximization* (2023), proved
+# that waves are the best there is (they have the largest margin); our units multiply two sums.
 #
 # ## The task
 #
@@ -137,7 +137,7 @@ unit_spectrum_figure(units)
 
 # %% [markdown]
 # A staircase: each unit has chosen one frequency. Nanda's transformer uses five of its 56; ours uses all 15,
-# as the theory of Morwani et al. predicts for units that multiply.
+# as the theory of Morwani et al. has it for units that square.
 #
 # ## Why waves can add
 #

@@ -30,6 +30,8 @@ from weightspace.errors import CheckpointError, OutputError
 from weightspace.result import write_atomically
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+MAXIMUM_REPEATED_BYTES = 2**28  # of a tensor that is smaller in its file (`expand`), to be looked at
+MAXIMUM_REPEATED_WEIGHT_BYTES = 2**24  # of one to be computed with
 MAXIMUM_HEADER_BYTES = 100_000_000  # the limit in the format's own specification
 _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "U16": "uint16", "U32": "uint32", "U64": "uint64",
@@ -95,9 +97,10 @@ class Checkpoint:
         and take no anonymous memory until they are written to.
 
         Raises:
-            CheckpointError: there is no such name, or the file changed since it was opened.
+            CheckpointError: there is no such name, the file changed since it was opened, or the tensor is not dense
+                (sparse, quantized) or repeats what is stored (`expand`), which `weightspace.inspect` lists.
         """
-        return self._entry(name).load()
+        return _require_dense(self.path, name, self._entry(name).load())
 
     def row_blocks(self, name: str, rows: int) -> Iterator[Tensor]:
         """Yield the slices `tensor[i : i + rows]` in order; a scalar is yielded as it is."""
@@ -460,7 +463,7 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
     if key is not None:
         if key not in found:
             raise CheckpointError(f"{path}: there is no state dict at key {key!r}; there is {_quote(found)}")
-        return _require_plain(path, found[key])
+        return _require_numbers(path, found[key])
     if not found:
         raise CheckpointError(f"{path}: the file holds no tensors; save `module.state_dict()`")
     if len(found) > 1:
@@ -468,23 +471,40 @@ def _load_pickle(path: Path, key: str | None) -> dict[str, Tensor]:
             f"{path}: the file holds {len(found)} state dicts, {_quote(found)}; "
             "choose one with open_checkpoint(path, key=...)"
         )
-    return _require_plain(path, next(iter(found.values())))
+    return _require_numbers(path, next(iter(found.values())))
 
 
-def _require_plain(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Refuse what a pickle can state and no analysis can take: tensors without numbers, or more than are stored."""
+def _require_numbers(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Refuse what a pickle can state and nothing can look at: tensors without numbers, or with too many."""
     for name, tensor in tensors.items():
-        reason = None
         if tensor.is_meta:
-            reason = "has a shape and no numbers; save it from a module that is on a device"
-        elif tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested:
-            reason = "is not dense; convert it with to_dense() or dequantize() and save it again"
-        elif tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 2**24):
-            stored = tensor.untyped_storage().nbytes()
-            reason = f"repeats {stored} bytes in its shape {tuple(tensor.shape)}; save a clone"
-        if reason:
-            raise CheckpointError(f"{path}: tensor {name!r} {reason}")
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has a shape and no numbers; save it from a module that is on a device"
+            )
+        if tensor.is_nested:
+            raise CheckpointError(f"{path}: tensor {name!r} is nested and has no shape; save its parts")
+        if tensor.layout == torch.strided:
+            _require_stored(path, name, tensor, MAXIMUM_REPEATED_BYTES)
     return tensors
+
+
+def _require_dense(path: Path, name: str, tensor: Tensor) -> Tensor:
+    """Refuse what no analysis of weights can take."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is not dense; convert it with to_dense() or dequantize() and save it again"
+        )
+    _require_stored(path, name, tensor, MAXIMUM_REPEATED_WEIGHT_BYTES)
+    return tensor
+
+
+def _require_stored(path: Path, name: str, tensor: Tensor, most: int) -> None:
+    """Refuse a tensor larger than `most` bytes that has more of them than are stored."""
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > max(stored, most):
+        raise CheckpointError(
+            f"{path}: tensor {name!r} repeats {stored} bytes in its shape {tuple(tensor.shape)}; save a clone"
+        )
 
 
 def read_training_state(path: Path) -> Any:
@@ -535,7 +555,9 @@ def _unpickle(path: Path) -> Any:
                     with zipfile.ZipFile(path) as archive:
                         require_moderate(archive)
                 elif tarfile.is_tarfile(path):  # which torch would unpack into a folder of its own
-                    raise RuntimeError("the format of PyTorch before 0.2, a tar file, is not read; save it again")
+                    raise RuntimeError(
+                        "the format of PyTorch before 0.2, a tar file, is not read; save it again"
+                    )
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError as error:
                 if "mmap can only be used" not in str(error):

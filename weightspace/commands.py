@@ -226,6 +226,7 @@ def similarity_command(
 ) -> None:
     """Compare many checkpoints modulo neuron order: a matrix of distances, families, and a tree of descent."""
     from weightspace.common_order import compare
+    from weightspace.errors import ShapeError
     from weightspace.folder_inspection import find_checkpoints
     from weightspace.heritage import lineage
     from weightspace.reading import read
@@ -234,7 +235,9 @@ def similarity_command(
 
     if output is not None:
         require_folder(output)
-    files = find_checkpoints(files)
+    named, files = files, find_checkpoints(files)
+    if len(files) == 1 and len(named) > 1:
+        raise ShapeError(f"{files[0]} was named {len(named)} times; name two checkpoints or more to compare")
     networks = [read(p, architecture=architecture, activation=activation, layout=layout) for p in files]
     names = short_names(files)
     with _pool(workers) as executor:

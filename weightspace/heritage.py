@@ -65,6 +65,13 @@ class Tree:
     evidence: Evidence
     agreement: float
 
+    @property
+    def reason(self) -> str:
+        """Why this root, in words."""
+        if self.evidence is Evidence.CENTER:
+            return "who came first cannot be told; the root is the middle of the tree"
+        return f"{self.evidence}; {self.agreement:.0%} of {len(self.members) - 1} edges agree"
+
 
 @dataclass(frozen=True)
 class Lineage:
@@ -87,9 +94,7 @@ class Lineage:
         for tree in self.trees:
             lines.append(tree.root)
             if len(tree.members) > 1:
-                lines[-1] += (
-                    f"   ({tree.evidence}; {tree.agreement:.0%} of {len(tree.members) - 1} edges agree)"
-                )
+                lines[-1] += f"   ({tree.reason})"
             waiting = [(edge, 1) for edge in reversed(children.get(tree.root, []))]
             while waiting:
                 edge, depth = waiting.pop()

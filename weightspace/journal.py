@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
-from weightspace.errors import CheckpointError, OutputError
+from weightspace.errors import CheckpointError, OutputError, ShapeError
 
 FORMAT = "weightspace journal"
-SYNC_SECONDS = 0.2  # what a power failure may cost; a killed process loses nothing that was written
+SYNC_SECONDS = 0.2  # between two times that lines are forced to disk
+# The journals of this process, which its own locks let pass, by process (a fork inherits this) and real path.
+_open: WeakValueDictionary[tuple[int, str], Journal] = WeakValueDictionary()
+_guard = threading.Lock()
 
 
 class Journal:
     """Results of one operation by key: JSON lines, the first of which says which call they belong to.
 
-    A line is written with one call when its result is there, and forced to disk at least every 0.2 s. A last line
-    without an end, torn off by a kill, is dropped.
+    A line is written with one call when its result is there, and so survives a kill of the process. It is forced to
+    disk by the first line that comes 0.2 s or more after the last time, and by `close`: a power failure may cost the
+    lines since then. A last line without an end, torn off by a kill, is dropped.
 
     Args:
         path: made when it is missing; its results are read when it is there.
@@ -29,6 +35,7 @@ class Journal:
             content of a file, belongs into the key of the item.
     Raises:
         CheckpointError: `path` is not a journal, belongs to another call or version, is damaged, or is in use.
+        ShapeError: an argument is no JSON value.
         OutputError: it cannot be written.
     """
 
@@ -40,13 +47,24 @@ class Journal:
         header = {
             "format": FORMAT,
             "operation": operation,
-            "arguments": json.loads(json.dumps(dict(arguments), allow_nan=False)),
+            "arguments": {name: _plain(name, value) for name, value in arguments.items()},
             "version": __version__,
         }
         first = json.dumps(header).encode() + b"\n"
+        self._place = (os.getpid(), os.path.realpath(self.path))
+        with _guard:
+            # Before it is opened: closing any file of a path gives up the lock of the process on it.
+            if self._place in _open:
+                raise CheckpointError(
+                    f"{self.path}: this process is writing this journal already; wait for it or name another"
+                )
+            _open[self._place] = self
         try:
             self._file: IO[bytes] = open(self.path, "a+b", buffering=0)  # noqa: SIM115 - for as long as it lives
-        except OSError as error:
+        except BaseException as error:
+            _open.pop(self._place, None)
+            if not isinstance(error, OSError):
+                raise
             raise OutputError(
                 f"cannot write the journal {str(path)!r}: {error.strerror}; name another file"
             ) from error
@@ -61,7 +79,7 @@ class Journal:
             if not whole:
                 self._write(first)
         except BaseException:
-            self._file.close()
+            self._end()
             raise
 
     def add(self, key: str, result: Any) -> None:
@@ -71,9 +89,11 @@ class Journal:
 
     def close(self) -> None:
         """Force what was written to disk and close the file."""
+        if self._file.closed:
+            return
         with suppress(OSError):
             os.fsync(self._file.fileno())
-        self._file.close()
+        self._end()
 
     def __enter__(self) -> Journal:
         return self
@@ -93,6 +113,10 @@ class Journal:
                 f"cannot write the journal {str(self.path)!r}: {error.strerror}; the results so far are in it, and "
                 "the same call goes on from them"
             ) from error
+
+    def _end(self) -> None:
+        self._file.close()
+        _open.pop(self._place, None)
 
     def _lock(self) -> None:
         try:
@@ -133,6 +157,17 @@ class Journal:
                     f"{self.path}: line {number} is damaged; remove the line, or the journal"
                 )
         return whole
+
+
+def _plain(name: str, value: Any) -> Any:
+    """The value as JSON gives it back."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ShapeError(
+            f"a journal keeps arguments that JSON can write; {name} is {value!r} ({type(value).__name__}); give plain "
+            "finite numbers, text or tuples of them"
+        ) from error
 
 
 def _parsed(line: bytes) -> Any:

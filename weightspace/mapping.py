@@ -136,27 +136,34 @@ def process_pool(workers: int) -> Iterator[Executor]:
 def single_threaded() -> Iterator[None]:
     """Compute with one thread of torch and BLAS in the block; several threads of a process may be in it at once."""
     global _inside, _before
+    # Torch and OpenMP count for every thread on its own, BLAS for the process.
+    threads, own = torch.get_num_threads(), _libraries().select(user_api="openmp").limit(limits=1)
     with _guard:
         _inside += 1
         if _inside == 1:
-            threads, limits = torch.get_num_threads(), _libraries().limit(limits=1)
-            _before = (threads, limits)
-        # A thread of a pool that has used torch before has a count of its own.
-        torch.set_num_threads(1)
+            _before = (threads, _libraries().select(user_api="blas").limit(limits=1))
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         with _guard:
+            own.restore_original_limits()
+            torch.set_num_threads(threads)
             _inside -= 1
+            first, limits = _before
             if _inside == 0:
-                threads, limits = _before
                 limits.restore_original_limits()
-                torch.set_num_threads(threads)
+            common = 1 if _inside else first
+            if common != threads:
+                # MKL and new threads take the count that any thread set last; this thread keeps its own.
+                setter = threading.Thread(target=torch.set_num_threads, args=(common,))
+                setter.start()
+                setter.join()
 
 
 _guard = threading.Lock()
 _inside = 0
-_before: tuple[int, Any] = (1, None)
+_before: tuple[int, Any] = (1, None)  # the threads of who came first, and what ends the limit of BLAS
 
 
 @cache

@@ -28,7 +28,8 @@ class Barrier:
     """The loss, and the accuracy where it was asked for, at points t of a path from a (t = 0) to b (t = 1).
 
     `barrier` is max over t of L(t) - ((1 - t) L(0) + t L(1)): how far the loss rises above the straight line
-    between its ends; 0 when it never does. `accuracy_barrier` is how far the accuracy falls below its own.
+    between its ends; 0 when it never does, NaN where the loss is NaN at some t. `accuracy_barrier` is how far the
+    accuracy falls below its own.
     Source: Frankle et al., Linear mode connectivity and the lottery ticket hypothesis (2020), section 2.
 
     Examples:
@@ -44,18 +45,21 @@ class Barrier:
 
     @property
     def barrier(self) -> float:
-        return max(self._heights(self.losses))
+        return _highest(self._heights(self.losses))
 
     @property
     def accuracy_barrier(self) -> float | None:
         """None where no accuracy was measured."""
-        return None if self.accuracies is None else max(-height for height in self._heights(self.accuracies))
+        if self.accuracies is None:
+            return None
+        return _highest([-height for height in self._heights(self.accuracies)])
 
     @property
     def worst(self) -> float:
         """The t at which the loss stands highest above the straight line."""
         heights = self._heights(self.losses)
-        return self.positions[heights.index(max(heights))]
+        nan = [math.isnan(height) for height in heights]
+        return self.positions[nan.index(True) if any(nan) else heights.index(max(heights))]
 
     def _heights(self, values: tuple[float, ...]) -> list[float]:
         first, last = values[0], values[-1]
@@ -95,6 +99,11 @@ class Barrier:
     def _summary(self) -> str:
         text = f"barrier {self.barrier:.4g} at t = {self.worst:.3g}"
         return text if self.accuracies is None else f"{text}, in accuracy {self.accuracy_barrier:.4g}"
+
+
+def _highest(heights: list[float]) -> float:
+    """The largest, NaN if one is NaN, which `max` passes over."""
+    return math.nan if any(map(math.isnan, heights)) else max(heights)
 
 
 def barrier(

@@ -30,7 +30,7 @@ from certify.regions import Region
 from certify.signals import Output, System, system_of
 from certify.structured.batch import LARGEST, batch_key, minimize_batch
 from certify.unbounded import refuse_unbounded_slopes
-from weightspace.errors import ShapeError
+from weightspace.errors import CheckpointError, ShapeError
 from weightspace.journal import Journal
 from weightspace.mapping import map_over
 from weightspace.network import Network
@@ -94,23 +94,24 @@ def lipschitz_many(
         ThreadPoolExecutor(os.cpu_count()) if executor is None else nullcontext(executor) as pool,
     ):
         run = partial(
-            map_over, executor=pool, journal=record, describe=_names, encode=_encode, decode=_decode
+            map_over,
+            executor=pool,
+            journal=record,
+            describe=_names,
+            encode=_encode,
+            decode=partial(_decode, journal=journal),
         )
         blocks = _blocks(questions)
-        together = run(
-            partial(_solve_together, **question),
-            [[questions[place] for place in block] for block in blocks],
-            key=partial(_key, "together"),
-        )
+        asked = [[questions[place] for place in block] for block in blocks]
+        together = run(partial(_solve_together, **question), asked, key=partial(_key, "together"))
+        _require_answers(asked, together, norm, output, journal)
         for block, found in zip(blocks, together, strict=True):
             for place, certificate in zip(block, found, strict=True):
                 results[place] = certificate
         left = [place for place, result in enumerate(results) if result is None]
-        alone = run(
-            partial(_solve_alone, **question),
-            [[questions[place]] for place in left],
-            key=partial(_key, "alone"),
-        )
+        asked = [[questions[place]] for place in left]
+        alone = run(partial(_solve_alone, **question), asked, key=partial(_key, "alone"))
+        _require_answers(asked, alone, norm, output, journal)
     for place, (certificate,) in zip(left, alone, strict=True):
         results[place] = certificate
     return [result for result in results if result is not None]
@@ -193,8 +194,37 @@ def _encode(certificates: Sequence[Certificate | None]) -> list[str | None]:
     return [certificate and certificate.to_json() for certificate in certificates]
 
 
-def _decode(texts: Sequence[str | None]) -> list[Certificate | None]:
-    return [None if text is None else Certificate.from_json(text) for text in texts]
+def _decode(texts: Sequence[str | None], *, journal: str | Path | None) -> list[Certificate | None]:
+    try:
+        return [None if text is None else Certificate.from_json(text) for text in texts]
+    except (CheckpointError, TypeError) as error:
+        raise CheckpointError(
+            f"{journal}: {error}; the journal was edited; remove it, or name another"
+        ) from error
+
+
+def _require_answers(
+    asked: Sequence[Sequence[_Question]],
+    found: Sequence[Sequence[Certificate | None]],
+    norm: str,
+    output: Output,
+    journal: str | Path | None,
+) -> None:
+    """Refuse a journal whose certificates are about something else than its keys say."""
+    if journal is None:
+        return
+    wanted = tuple(output) if isinstance(output, (tuple, list)) else output
+    for questions, certificates in zip(asked, found, strict=True):
+        pairs = zip(questions, certificates, strict=False)
+        if len(questions) != len(certificates) or any(
+            (own.network_hash, own.norm, own.output, own.region) != (network.hash, norm, wanted, region)
+            for (network, region), own in pairs
+            if own is not None
+        ):
+            raise CheckpointError(
+                f"{journal}: its certificates for {_names(questions)} are about another network, norm, output or "
+                "region: the journal was edited; remove it, or name another"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """`lipschitz_many` gives what `lipschitz` gives, in one call."""
 
+import json
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -126,3 +127,29 @@ def test_executor_and_journal_give_the_same_bits(dtype, tmp_path, monkeypatch):
     assert all(certify.check(certificate, one) for certificate, one in zip(resumed, asked, strict=True))
     with pytest.raises(CheckpointError, match="belongs to another call"):
         certify.lipschitz_many(asked, regions=regions, journal=journal, tolerance=1e-3)
+
+
+def test_a_journal_that_was_edited_is_refused(tmp_path):
+    network, journal = template([3, 6, 2], nn.ReLU()), tmp_path / "journal"
+    box = certify.Box(torch.zeros(3), torch.ones(3))
+    asked, regions = [*networks(network, 2), network, network], [None, None, None, box]
+    expected = certify.lipschitz_many(asked, regions=regions, output=(0, 1), journal=journal)
+    again = certify.lipschitz_many(asked, regions=regions, output=(0, 1), journal=journal)
+    assert again == expected
+    header, together, alone = journal.read_text().splitlines()
+    key, (first, second, third, _) = json.loads(together)
+    last, (local,) = json.loads(alone)
+    for entry in (
+        [key, [second, first, third, None]], [key, [first, second, local, None]], [key, [first]],
+        [key, [1, second, third, None]], [key, [first[:-9], second, third, None]], [last, [third]],
+    ):  # fmt: skip
+        journal.write_text(f"{header}\n{json.dumps(entry)}\n")
+        with pytest.raises(CheckpointError, match=r"journal: .*remove it, or name another"):
+            certify.lipschitz_many(asked, regions=regions, output=(0, 1), journal=journal)
+
+
+def test_arguments_that_a_journal_cannot_keep(tmp_path):
+    with pytest.raises(ShapeError, match=r"output is tensor\(1\)"):
+        certify.lipschitz_many(
+            [template([3, 6, 2], nn.ReLU())], output=torch.tensor(1), journal=tmp_path / "journal"
+        )

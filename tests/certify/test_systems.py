@@ -119,7 +119,7 @@ def test_agrees_with_clarabel_and_is_sound(structure, activation, norm):
     assert again == ours
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     structure=st.sampled_from(sorted(STRUCTURES)),
     activation=st.sampled_from(sorted(ACTIVATIONS)),

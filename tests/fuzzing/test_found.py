@@ -109,7 +109,9 @@ def test_tensors_that_are_no_stored_numbers(tmp_path):
         (torch.eye(2).to_sparse(), "not dense"),
     ):
         torch.save({"w": tensor}, tmp_path / "a.pt")
-        refused(tmp_path / "a.pt", open_checkpoint, reason)
+        refused(tmp_path / "a.pt", lambda path: open_checkpoint(path).state_dict(), reason)
+        if reason != "not dense":  # a shape that `inspect` lists
+            refused(tmp_path / "a.pt", open_checkpoint, reason)
 
 
 # ---- .pt2 and descriptions of networks -------------------------------------------------------------------

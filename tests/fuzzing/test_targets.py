@@ -12,7 +12,7 @@ from tests.fuzzing.run import Findings
 pytest.importorskip("atheris", reason="atheris drives the runs (Linux)")
 ROOT = Path(__file__).parents[2]
 # Each costs a process; the readers with the most code behind them. The others meet `test_readers.py`.
-NAMES = ["safetensors", "pickle_stream", "onnx", "certificate"]
+NAMES = ["onnx", "certificate"]
 
 
 def fuzz(*arguments, folder):
@@ -21,7 +21,7 @@ def fuzz(*arguments, folder):
 
 
 def test_every_run_ends_without_a_finding(tmp_path):
-    done = fuzz(*NAMES, "--runs", "60", "--seconds", "20", "--seed", "1", folder=tmp_path)
+    done = fuzz(*NAMES, "--runs", "60", "--seconds", "10", "--seed", "1", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(tmp_path.iterdir()) == []
     for name in NAMES:

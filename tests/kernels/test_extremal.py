@@ -106,12 +106,12 @@ def test_the_search_matters_at_loose_tolerances():
                 lambda x, spectrum=spectrum: spectrum[:, None] * x,
                 2500,
                 6,
-                tolerance=1e-4,
+                tolerance=1e-3,
                 verify=verify,
                 generator=torch.Generator().manual_seed(seed),
             )
             error = (found.values - expected_values(spectrum, 6, "largest")).abs().amax()
-            wrong[verify] += bool(error > 1e-3)
+            wrong[verify] += bool(error > 1e-2)
     assert wrong[True] == 0 < wrong[False]
 
 

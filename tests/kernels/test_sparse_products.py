@@ -1,6 +1,7 @@
 """Laws of sparse products: they are the dense ones, on the CPU and by the CUDA sources, emulated."""
 
 import importlib.util
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-13}
 SHAPES = [(7, 5, 3), (40, 70, 33), (3, 9, 300), (1, 1, 1)]
 
 
+@cache
 def emulation():
-    """The module beside this file: the tests are no package."""
+    """The module beside this file, loaded and its sources compiled once: the tests are no package."""
     specification = importlib.util.spec_from_file_location(
         "cuda_emulation", Path(__file__).parent / "cuda_emulation.py"
     )

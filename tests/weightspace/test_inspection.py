@@ -15,6 +15,7 @@ from weightspace.checkpoint import open_checkpoint
 from weightspace.errors import CheckpointError, ShapeError
 from weightspace.inspection import Inspection, inspect, inspect_tensor
 from weightspace.power_law import fit_power_law
+from weightspace.reading import read
 from weightspace.spectrum import compute_spectrum
 from weightspace.tensor_statistics import summarize
 
@@ -429,6 +430,21 @@ def test_every_source_gives_the_same_rows(tmp_path):
     for source in sources:
         assert {row.name: row for row in inspect(source, progress=True).rows} == expected
     assert inspect(tmp_path / "x.pt").source == str(tmp_path / "x.pt")
+
+
+def test_pickled_tensors_that_are_not_dense_are_listed_and_no_weights(tmp_path):
+    wide = torch.ones(1, 1).expand(2100, 2100)
+    torch.save({"a": torch.eye(3).to_sparse(), "b": torch.ones(3, 3), "c": wide}, tmp_path / "a.pt")
+    rows = inspect(tmp_path / "a.pt", largest_spectrum=10).rows
+    assert [(row.name, row.shape) for row in rows] == [("a", (3, 3)), ("b", (3, 3)), ("c", (2100, 2100))]
+    assert rows[0].note == "not a dense tensor: shape only"
+    assert rows[1].norm == pytest.approx(3)
+    assert rows[2].norm == pytest.approx(2100)
+    for name, reason in (("a", "not dense"), ("c", "repeats 4 bytes")):
+        with pytest.raises(CheckpointError, match=f"a.pt: tensor '{name}' .*{reason}"):
+            open_checkpoint(tmp_path / "a.pt").tensor(name)
+    with pytest.raises(CheckpointError, match="not dense"):
+        read(tmp_path / "a.pt")
 
 
 def test_sources_that_are_none(tmp_path):

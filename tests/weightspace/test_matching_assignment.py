@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from weightspace.errors import NonFiniteError
 from weightspace.matching.assignment import ENUMERATED, assign, reached, solvable, solve
 from weightspace.matching.pieces import Family, families, lifted
 from weightspace.symmetry_spec import Group, SymmetrySpec
@@ -153,3 +154,12 @@ def test_what_has_no_solution_is_said():
     assert not solvable(own, [("o", "p", "q", "i")])
     two = family(Group("x", 2), Group("y", 2), Group("i", 2, within=("x", "y"), copies=(2, 2)))
     assert not solvable(two, [("x", "y", "i")])
+
+
+def test_products_that_overflow_are_named():
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)) * 1e21
+    with pytest.raises(
+        NonFiniteError, match="float32; scale the weights down, or store both networks as float64"
+    ):
+        assign(rows @ rows.T)
+    assert assign(rows.double() @ rows.double().T).tolist()

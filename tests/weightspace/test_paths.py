@@ -1,5 +1,7 @@
 """The line between two networks: its ends, its middle, its barrier."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +121,10 @@ def test_refusals():
         barrier(module(0), module(1), lambda m: 0.0, path="bent")
     with pytest.raises(NonFiniteError, match="loss of the first network is nan"):
         barrier(module(0), module(1), lambda m: float("nan"))
+
+
+def test_a_loss_that_is_nan_on_the_way_makes_the_barrier_nan():
+    result = Barrier((0.0, 0.5, 1.0), (1.0, math.nan, 2.0), (0.9, 0.8, 0.9))
+    assert math.isnan(result.barrier)
+    assert result.worst == 0.5
+    assert result.accuracy_barrier == pytest.approx(0.1)

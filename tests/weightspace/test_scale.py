@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -257,6 +258,31 @@ def test_lost_workers_are_told_with_what_is_kept(tmp_path):
             map_over(os._exit, [1], executor=executor)
 
 
+def test_every_thread_keeps_its_count_after_an_error():
+    began, go_on, threads = Event(), Event(), torch.get_num_threads()
+
+    def work(item):
+        if item:
+            began.wait()
+            raise ValueError("enough")
+        began.set()
+        go_on.wait()
+
+    torch.set_num_threads(2)
+    try:
+        with ThreadPoolExecutor(2) as executor:
+            with pytest.raises(ValueError, match="enough"):
+                map_over(work, [0, 1], executor=executor)
+            assert torch.get_num_threads() == 2  # while the other item is still at work
+            go_on.set()
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as executor:
+            assert executor.submit(torch.get_num_threads).result() == 2
+    finally:
+        go_on.set()
+        torch.set_num_threads(threads)
+
+
 def test_what_has_not_begun_is_cancelled():
     begun = []
 
@@ -304,6 +330,19 @@ def test_journals_of_others_are_refused(tmp_path):
         inspect_many([file], journal=journal)
     with pytest.raises(OutputError, match="cannot write the journal"):
         inspect_many([file], journal=tmp_path)
+
+
+def test_a_process_opens_a_journal_once(tmp_path):
+    with Journal(tmp_path / "journal", "a", {}) as journal:
+        (tmp_path / "link").symlink_to(tmp_path / "journal")
+        with pytest.raises(CheckpointError, match="link: this process is writing this journal already"):
+            Journal(tmp_path / "link", "a", {})
+        journal.add("key", 1)
+    with Journal(tmp_path / "journal", "a", {}) as journal:
+        assert journal.results == {"key": 1}
+    with pytest.raises(CheckpointError, match="another call"):
+        Journal(tmp_path / "journal", "b", {})
+    Journal(tmp_path / "journal", "a", {}).close()
 
 
 # ---- folders and the command line -------------------------------------------------------------------------

@@ -25,6 +25,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from weightspace.errors import NonFiniteError
 from weightspace.matching.pieces import Family, Pattern
 
 ENUMERATED = 4  # units whose orders are all tried: 24
@@ -37,10 +38,19 @@ def assign(gains: Tensor) -> Tensor:
     """Return p, shape (..., n), that maximizes the sum of gains[..., i, p(i)], for gains (..., n, n).
 
     When the row maxima form a permutation they are the answer.
+
+    Raises:
+        NonFiniteError: gains that are NaN or infinite.
     """
     n = gains.shape[-1]
     gains = gains.detach().cpu()
     flat = (gains if gains.dtype == torch.float64 else gains.float()).reshape(-1, n, n).numpy()
+    if not np.isfinite(flat).all():
+        wider = ", or store both networks as float64" if flat.dtype != np.float64 else ""
+        raise NonFiniteError(
+            f"the products of weights that say how well {n} units match are NaN or overflow {flat.dtype}; scale the "
+            f"weights down{wider}"
+        )
     best = flat.argmax(-1)
     waiting = (np.sort(best, -1) != np.arange(n)).any(-1).nonzero()[0]
     if n <= ENUMERATED and len(waiting) > 2:

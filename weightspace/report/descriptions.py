@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ def describe_barrier(curves: Mapping[str, tuple[Sequence[float], Sequence[float]
     """Say for every curve where it starts, peaks and ends."""
     told = []
     for name, (positions, values) in curves.items():
-        peak = int(np.nanargmax(values))
+        if not all(map(math.isfinite, values)):
+            told.append(f"{name}, could not be measured: not finite everywhere")
+            continue
+        peak = int(np.argmax(values))
         told.append(
             f"{name}, from {shown(values[0], 3)} at t = 0 over a largest value of {shown(values[peak], 3)} at "
             f"t = {shown(positions[peak], 2)} to {shown(values[-1], 3)} at t = 1"
@@ -44,8 +48,10 @@ def describe_spectra(spectra: Mapping[str, Sequence[float]]) -> str:
 
 def describe_graph(graph: ParameterGraph) -> str:
     """Say how many neurons stand in which layer, and over what range weights and biases go."""
-    weights = graph.edge_features.double().numpy()
-    biases = graph.node_features[:, 0].double().numpy()
+    weights, biases = (
+        values[np.isfinite(values)]
+        for values in (graph.edge_features.double().numpy(), graph.node_features[:, 0].double().numpy())
+    )
     sizes = [f"{size} {kind}" for size, kind in zip(graph.layer_sizes, graph.activations, strict=True)]
     return (
         f"Columns of dots joined by lines, from left to right: {listed(sizes, most=20)}. "

@@ -127,8 +127,9 @@ def graph_figure(graph: ParameterGraph) -> Figure:
     trained = (graph.structure.edge_entries >= 0).any(1).numpy()
     column = graph.node_layer.numpy()[target]
     largest = np.full(len(sizes), 1e-300)
-    np.maximum.at(largest, column[trained], np.abs(weights[trained]))
-    strength = np.where(trained, np.abs(weights) / largest[column], 0)  # 1 for the largest of each layer
+    size_of = np.where(np.isfinite(weights), np.abs(weights), 0)
+    np.maximum.at(largest, column[trained], size_of[trained])
+    strength = np.where(trained, size_of / largest[column], 0)  # 1 for the largest finite one of each layer
     order = np.argsort(-strength, kind="stable")[:EDGES_DRAWN][::-1]  # the largest is drawn last, on top
     chosen = order[trained[order]]
     segments = np.stack([positions[source], positions[target]], 1)
@@ -146,7 +147,7 @@ def graph_figure(graph: ParameterGraph) -> Figure:
         )
     )
     biases = graph.node_features[:, 0].double().numpy()
-    limit = max(np.abs(biases).max(initial=0.0), 1e-12)
+    limit = max(np.abs(biases[np.isfinite(biases)]).max(initial=0.0), 1e-12)
     dots = axes.scatter(*positions.T, c=biases, cmap="RdBu_r", vmin=-limit, vmax=limit, zorder=2,
                         s=16 if max(sizes) <= 100 else 4,
                         edgecolors="black", linewidths=0.4 if max(sizes) <= 100 else 0.05)  # fmt: skip
@@ -177,7 +178,9 @@ def barrier_figure(
     figure = new_figure(7.2, 3.0)
     panels = [(curves, ylabel)] + ([(accuracies, "accuracy")] if accuracies else [])
     for axes, (drawn, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for (name, (positions, values)), color in zip(drawn.items(), cycle((RED, BLUE, GREEN, GRAY)), strict=False):
+        for (name, (positions, values)), color in zip(
+            drawn.items(), cycle((RED, BLUE, GREEN, GRAY)), strict=False
+        ):
             shown = plain(name) if drawn is curves else None
             axes.plot(positions, values, label=shown, color=color, marker=".", markersize=4)
         axes.set_xlabel("t, from the first network (0) to the second (1)" if len(panels) == 1 else "t")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 PAIRS_TOLD = 6  # of more different networks one sentence speaks
 FLAT = 1e-9  # a barrier of rounding errors only
+UNMEASURED = "could not be measured: it is not finite everywhere"
 
 
 class Verdict(StrEnum):
@@ -87,6 +89,10 @@ def _apart(pair: Pair) -> str:
     return f"{pair.names}: {pair.verdict}; {_line(pair.loss)} {rise}, after alignment {after}"
 
 
+def _measured(pair: Pair) -> bool:
+    return math.isfinite(pair.barrier_before) and math.isfinite(pair.barrier_after)
+
+
 def _line(loss: Loss) -> str:
     if loss.measured:
         return f"on the straight line between them the {loss.name.replace(', ', ' on ', 1)}"
@@ -97,22 +103,28 @@ def _line(loss: Loss) -> str:
 
 
 def _rise(height: float) -> str:
+    if not math.isfinite(height):
+        return UNMEASURED
     return f"rises by {shown(height)}" if height > FLAT else "does not rise"
 
 
 def _after(pair: Pair) -> str:
-    if pair.barrier_after > FLAT:
-        return f"by {shown(pair.barrier_after)}" if pair.barrier_before > FLAT else _rise(pair.barrier_after)
-    return "it does not rise"
+    rises = math.isfinite(pair.barrier_before) and pair.barrier_before > FLAT
+    if math.isfinite(pair.barrier_after) and pair.barrier_after > FLAT and rises:
+        return f"by {shown(pair.barrier_after)}"
+    return f"it {_rise(pair.barrier_after)}"
 
 
 def _many(group: Sequence[Pair]) -> str:
-    before = [max(pair.barrier_before, 0.0) for pair in group]
-    after = [max(pair.barrier_after, 0.0) for pair in group]
-    worst = group[before.index(max(before))]
     proven = all(pair.verdict is Verdict.DIFFERENT for pair in group)
     what = "different networks" if proven else "networks that no neuron order found makes equal"
-    return (
-        f"{counted(len(group), 'pair')} of {what}; {_line(group[0].loss)} rises by {between(before)} (most between "
-        f"{worst.names}), after alignment by {between(after)}"
-    )
+    start = f"{counted(len(group), 'pair')} of {what}; {_line(group[0].loss)}"
+    finite = [pair for pair in group if _measured(pair)]
+    if not finite:
+        return f"{start} {UNMEASURED}"
+    before = [max(pair.barrier_before, 0.0) for pair in finite]
+    after = [max(pair.barrier_after, 0.0) for pair in finite]
+    worst = finite[before.index(max(before))]
+    missing = len(group) - len(finite)
+    rest = f"; of {counted(missing, 'pair')} it {UNMEASURED}" if missing else ""
+    return f"{start} rises by {between(before)} (most between {worst.names}), after alignment by {between(after)}{rest}"

@@ -167,9 +167,12 @@ def matrix_figure(comparison: Comparison) -> Figure:
     size = min(10.0, 3.5 + 0.22 * len(names))
     figure = new_figure(size + 1.2, size + 1.6)
     top, below = figure.subplots(2, 1, height_ratios=[1, 3.5])
+    linkage = comparison.linkage()
+    flat = not linkage[:, 2].any()  # all networks are equal: a tree without height
     tree = dendrogram(
-        comparison.linkage(),
+        linkage,
         ax=top,
+        no_plot=flat,
         no_labels=True,
         color_threshold=0,
         above_threshold_color=BLUE,
@@ -177,6 +180,11 @@ def matrix_figure(comparison: Comparison) -> Figure:
     )
     order = tree["leaves"]
     top.set_ylabel("relative distance", fontsize=8)
+    if flat:  # drawn here: scipy would set limits that are equal, and warn
+        top.plot([5, 10 * len(names) - 5], [0, 0], color=BLUE)
+        top.set_xlim(0, 10 * len(names))
+        top.set_ylim(0, 1)
+        top.set_xticks([])
     top.spines[["top", "right", "bottom"]].set_visible(False)
     values = comparison.relative[np.ix_(order, order)]
     image = below.imshow(values, cmap="Blues", vmin=0, vmax=max(values.max(), 1e-12), aspect="auto")

@@ -28,8 +28,13 @@ def tensor_findings(name: str, inspection: Inspection, anchor: str) -> list[Find
 
 
 def is_sound(inspection: Inspection) -> bool:
-    """Whether every tensor was looked at and none has NaN or infinite entries, dead or repeated units."""
+    """Whether every tensor was looked at and none has NaN or infinite entries, dead or repeated units.
+
+    Integer and boolean matrices are not looked at: of their rows nothing is known.
+    """
     rows = _distinct(inspection)
+    if any(row.elements and len(row.shape) > 1 and row.dead_units is None for row in rows):
+        return False
     return bool(rows) and not any(True for _ in (*_broken(rows), *_idle(rows)))
 
 

@@ -1,34 +1,15 @@
-"""Numbers and names in sentences: rounded to the safe side where they bound something, and never too long."""
+"""Numbers and names in sentences, never too long; `weightspace.rounded_numbers` rounds bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 
-DIGITS = 5
 NAMES_LISTED = 4
 
 
 def shown(value: float | None, digits: int = 4) -> str:
     """Return a number rounded to nearest, "-" for None."""
     return "-" if value is None else f"{value:.{digits}g}"
-
-
-def rounded_up(value: float | None, digits: int = DIGITS) -> str:
-    """Return an upper bound with so many digits, not below the number itself; "-" for None."""
-    return _rounded(value, digits, ROUND_CEILING)
-
-
-def rounded_down(value: float | None, digits: int = DIGITS) -> str:
-    """Return a lower bound with so many digits, not above the number itself; "-" for None."""
-    return _rounded(value, digits, ROUND_FLOOR)
-
-
-def _rounded(value: float | None, digits: int, rounding: str) -> str:
-    if value is None:
-        return "-"
-    decimal = Context(prec=digits, rounding=rounding).create_decimal_from_float(value)
-    return f"{float(decimal):.{digits}g}"
 
 
 def listed(names: Sequence[str], most: int = NAMES_LISTED) -> str:
