@@ -146,11 +146,7 @@ def similarity_blocks(comparison: Comparison, found: Lineage) -> list[Block]:
     for tree in found.trees:
         if len(tree.members) > 1:
             count = len(tree.members)
-            blocks.append(
-                Text(
-                    f"Root {tree.root} of {count}: {tree.evidence}; {tree.agreement:.0%} of the edges agree."
-                )
-            )
+            blocks.append(Text(f"Root {tree.root} of {count}: {tree.reason}."))
     rows = [[e.parent, e.child, f"{e.length:.4g}", f"{e.shared:.1%}"] for e in found.edges]
     if rows:
         headers = ["parent", "child", "distance", "weights untouched"]
