@@ -75,7 +75,7 @@ def test_sampled_is_below_every_bound_and_the_methods_are_ordered(build, he, act
             assert certify.check(certificate, network)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     widths=st.lists(st.integers(1, 8), min_size=2, max_size=6),
     seed=st.integers(0, 10**6),

@@ -13,7 +13,7 @@ import kernels
 from kernels._backends import simd
 
 LIMIT = 10.0
-SIZES = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 128]
+SIZES = [1, 2, 3, 4, 5, 8, 9, 16, 17, 32, 33, 49, 64, 65, 128]
 
 
 def solvers():

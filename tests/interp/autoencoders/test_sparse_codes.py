@@ -60,8 +60,10 @@ def test_values_and_gradients_are_those_of_dense_autograd(dtype, rule, centered,
 
     assert relative(selected[1].dense(values), codes) < TOLERANCE[dtype]
     assert relative(ours, wanted) < TOLERANCE[dtype]
+    # Relative to the largest gradient: one that is a sum over samples may cancel.
+    scale = max(float(gradient.abs().max()) for gradient in wanted_gradients)
     for ours_gradient, gradient in zip(gradients, wanted_gradients):
-        assert relative(ours_gradient, gradient) < TOLERANCE[dtype]
+        assert float((ours_gradient - gradient).abs().max()) < TOLERANCE[dtype] * max(scale, 1e-30)
 
 
 @dtypes
