@@ -70,7 +70,10 @@ def measure(command: str, seconds: float) -> str:
         subprocess.run(
             [sys.executable, SCRIPTS / script, *options],
             # A script whose claims name a number of threads sets it itself, and measures others too.
-            env={**({} if any(claim.threads for claim in claims) else {"OMP_NUM_THREADS": "1"}), **os.environ},
+            env={
+                **({} if any(claim.threads for claim in claims) else {"OMP_NUM_THREADS": "1"}),
+                **os.environ,
+            },
             timeout=seconds,
             check=True,
             capture_output=True,
