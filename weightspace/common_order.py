@@ -16,7 +16,7 @@ import numpy as np
 
 from weightspace.canonical_form import permutations_of
 from weightspace.distances import sums_between
-from weightspace.errors import ArchitectureError, ShapeError
+from weightspace.errors import ShapeError
 from weightspace.family_placement import (
     CanonicalOrder,
     decode_order,
@@ -31,7 +31,7 @@ from weightspace.mapping import map_over
 from weightspace.network import Network, require_finite
 from weightspace.symmetry_spec import SymmetrySpec
 from weightspace.untouched_weights import trained
-from weightspace.verification import verified
+from weightspace.verification import require_verified
 
 if TYPE_CHECKING:
     from weightspace.matching import Matcher
@@ -115,7 +115,8 @@ def compare(
     names, given = _named(networks, executor, progress)
     if len(given) < 2:
         raise ShapeError(f"two networks or more are needed to compare; there are {len(given)}")
-    spec = permutations_of(given[0], spec) if spec is None else _confirmed(given[0], spec)
+    permutations = permutations_of(given[0], spec)
+    spec = permutations if spec is None else require_verified(permutations, given[0])
     common = [_renamed(given[0], name, network) for name, network in zip(names, given, strict=True)]
     own = {name: name for name in trained(given[0])}
     with (
@@ -143,19 +144,6 @@ def compare(
     distances[known[:, None] == known] = 0.0
     norms = np.sqrt([sums_between(n, n, own).squares_a for n in placed])
     return Comparison(names, distances, norms, tuple(families), hashes, tuple(placed))
-
-
-def _confirmed(network: Network, spec: SymmetrySpec) -> SymmetrySpec:
-    """The permutations of a spec that was given, or a refusal: what is asked for is not to be left out silently."""
-    spec = permutations_of(network, spec)
-    kept = verified(spec, network).by_name
-    for group in spec.groups:
-        if group.name not in kept:
-            raise ArchitectureError(
-                f"group {group.name!r} of the spec changes the function of the network; take it out with "
-                f"spec.without([{group.name!r}], reason)"
-            )
-    return spec
 
 
 def _arguments(spec: SymmetrySpec, matcher: Matcher | None) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from weightspace import operations as op
 from weightspace.deferred import templates
+from weightspace.errors import ArchitectureError
 from weightspace.module import evaluate
 from weightspace.network import Network, require_finite
 from weightspace.reading import as_network
@@ -56,6 +57,22 @@ def symmetry(
     if continuous:
         spec = symmetry_derivation.with_continuous(spec, network)
     return verified(spec, network)
+
+
+def require_verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
+    """Return a spec that was given, or refuse it: what is asked for is not to be left out silently.
+
+    Raises:
+        ArchitectureError: a group changes the function of the network when it is run.
+    """
+    kept = verified(spec, network).by_name
+    for group in spec.groups:
+        if group.name not in kept:
+            raise ArchitectureError(
+                f"group {group.name!r} of the spec changes the function of the network; take it out with "
+                f"spec.without([{group.name!r}], reason)"
+            )
+    return spec
 
 
 def verified(spec: SymmetrySpec, network: Network) -> SymmetrySpec:

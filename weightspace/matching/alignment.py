@@ -19,7 +19,7 @@ from weightspace.matching.pieces import Piece, cut, inner_product
 from weightspace.network import Network, require_finite
 from weightspace.reading import as_network
 from weightspace.symmetry_spec import SymmetrySpec
-from weightspace.verification import TOLERANCE, change_by, symmetry, verified
+from weightspace.verification import TOLERANCE, change_by, require_verified, symmetry
 
 
 @dataclass(frozen=True)
@@ -214,14 +214,7 @@ def _problem(a: Network, b: Network, names: Mapping[str, str], spec: SymmetrySpe
 def _own(spec: SymmetrySpec, network: Network) -> SymmetrySpec:
     """Return a spec that was given, or refuse it: what is asked for is not to be left out silently."""
     spec.require_fits({name: tensor.shape for name, tensor in network.parameters.items()})
-    kept = verified(spec, network).by_name
-    for group in spec.groups:
-        if group.name not in kept:
-            raise ArchitectureError(
-                f"group {group.name!r} of the spec changes the function of the network; take it out with "
-                f"spec.without([{group.name!r}], reason)"
-            )
-    return spec
+    return require_verified(spec, network)
 
 
 def corresponding_parameters(a: Network, b: Network) -> dict[str, str]:
